@@ -1,0 +1,63 @@
+# Two commands are enough: `make demo` and `make test`. Both install what they need; the rest is for developers.
+SHELL := /bin/sh
+PY := .venv/bin/python
+export PYTHONDONTWRITEBYTECODE = 1
+.DEFAULT_GOAL := help
+
+.PHONY: help setup demo demo-down test test-unit test-property test-integration test-e2e lint format crds requirements images cluster-up cluster-down clean
+
+help: ## This list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
+
+setup: ## .venv with everything (other targets call it)
+	@PYTHON="$(PYTHON)" sh scripts/setup.sh
+
+demo: setup ## A real cluster on this machine trains a small StarCoder, loses a node and goes on
+	@$(PY) -m examples.demo
+
+demo-down: setup ## Remove what `make demo` made (caches stay)
+	@$(PY) -m examples.demo --down
+
+test: setup lint ## Everything: lint, unit, property, integration, e2e
+	$(PY) -m pytest tests/unit tests/property tests/integration tests/e2e
+
+test-unit: setup ## Under a minute: no cluster, no server
+	$(PY) -m pytest tests/unit -m "not slow"
+
+test-property: setup ## Properties, by hypothesis
+	$(PY) -m pytest tests/property
+
+test-integration: setup ## Against a real API server, etcd and S3 server
+	$(PY) -m pytest tests/integration
+
+test-e2e: setup ## On the dev cluster (root, Linux)
+	$(PY) -m pytest tests/e2e
+
+lint: setup ## ruff, mypy --strict, import-linter, generated files up to date
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-cache
+	$(PY) -m starcoder_operator.api.crdgen --check
+
+format: setup ## Format the sources
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+crds: setup ## Regenerate crds/, the chart's copy and docs/reference/
+	$(PY) -m starcoder_operator.api.crdgen
+
+requirements: setup ## Pin dependencies again after a change of pyproject.toml
+	sh scripts/requirements.sh
+
+images: setup ## Operator and trainer images, without a Docker daemon
+	$(PY) -m images.build operator trainer
+
+cluster-up: setup ## The dev cluster alone
+	$(PY) -m devcluster up
+
+cluster-down: setup ## Remove the dev cluster
+	$(PY) -m devcluster down
+
+clean: ## What builds and tests left in this folder
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

@@ -1,0 +1,1 @@
+"""Operator of `StarCoderRun`: who trains what, in which attempt."""

@@ -1,0 +1,124 @@
+"""All that one decision needs, read before it and immutable.
+
+`None` where a part could not be read means Unknown, never empty: `observe` raises instead of guessing, so a Snapshot
+that exists was read completely. Ages are seconds since this operator saw the thing change, never a difference to a
+remote clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from starcoder_trainer.contract.assignment import Assignment
+from starcoder_trainer.contract.report import Report
+
+from ..api.v1alpha1 import StarCoderRunSpec, StarCoderRunStatus
+
+
+@dataclass(frozen=True)
+class ContainerView:
+    name: str
+    ready: bool
+    restarts: int
+    waiting_reason: str = ""
+    """ErrImagePull, ImagePullBackOff, CreateContainerConfigError, CrashLoopBackOff, …"""
+    waiting_message: str = ""
+    terminated_reason: str = ""
+    """Of the current state, else of the last one."""
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True)
+class PodView:
+    name: str
+    uid: str
+    resource_version: str
+    member: int
+    incarnation: int
+    phase: str
+    node: str
+    """Empty while unscheduled."""
+    deleting: bool
+    scheduled: bool
+    unschedulable_message: str
+    ready: bool
+    ip: str
+    disruption: str
+    """Reason of the DisruptionTarget condition, empty where there is none."""
+    scheduling_group: str
+    """spec.schedulingGroup.podGroupName as the server stored it."""
+    containers: tuple[ContainerView, ...]
+    age: float
+    """Seconds since this operator first saw it."""
+    priority_class: str = ""
+
+
+@dataclass(frozen=True)
+class NodeView:
+    name: str
+    ready: bool | None
+    """None: Unknown (its kubelet is silent)."""
+    unschedulable: bool
+    noexecute_taints: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LeaseView:
+    member: int
+    name: str
+    resource_version: str
+    report: Report | None
+    """None: nothing written yet."""
+    age: float
+    """Seconds since this operator saw renewTime or report change; 0 where it has not watched long enough to tell."""
+
+
+@dataclass(frozen=True)
+class GangView:
+    """The PodGroup of the present placement."""
+
+    name: str
+    uid: str
+    resource_version: str
+    min_count: int
+    scheduled: bool | None
+    """PodGroupInitiallyScheduled; None: no such condition yet."""
+    message: str
+
+
+@dataclass(frozen=True)
+class AssignmentView:
+    resource_version: str
+    assignment: Assignment
+    config_json: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    resource_version: str
+    deleting: bool
+    created_at: str
+    spec: StarCoderRunSpec
+    status: StarCoderRunStatus
+    """As last written; the planner's memory."""
+    pods: tuple[PodView, ...] = ()
+    leases: tuple[LeaseView, ...] = ()
+    nodes: dict[str, NodeView] = field(default_factory=dict)
+    """Nodes that Pods of this run are or were on."""
+    gang: GangView | None = None
+    """None: there is none (it was looked for)."""
+    gang_api: bool = True
+    """The server knows the API of `spec.scheduling.gang`."""
+    assignment: AssignmentView | None = None
+    rbac_present: bool = False
+    """ServiceAccount, Role and RoleBinding exist as built for this spec."""
+    now: str = ""
+    """RFC 3339 UTC, for timestamps that people read."""
+    clock: float = 0.0
+    """Monotonic seconds, for intervals."""
+    problems: dict[str, str] = field(default_factory=dict)
+    """What the last `act` was refused: 'create pod' -> the server's message (a bad podPatch, quota, PSA, …)."""

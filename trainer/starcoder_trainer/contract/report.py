@@ -1,0 +1,95 @@
+"""What an agent answers, as JSON in an annotation of its member's Lease."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .assignment import CheckpointRef, Offer
+from .codec import Document
+
+State = Literal["idle", "starting", "training", "draining", "failed", "done"]
+"""idle: no worker runs, the fork server is warm. done: the last iteration is trained, everything is uploaded and,
+on the leader, the last checkpoint is in HEAD."""
+
+Cause = Literal["UserError", "Crash", "OutOfMemory", "Storage", "Peer", "FormationTimeout", "AgentRestarted"]
+"""Why workers ended, as the agent saw it. Peer: this rank ended because another's connection broke, so the cause
+is elsewhere."""
+
+ProblemReason = Literal[
+    "CredentialsMissing",
+    "StorageAccessDenied",
+    "BucketNotFound",
+    "StorageUnreachable",
+    "DataNotFound",
+    "DataInvalid",
+    "TokenizerMismatch",
+    "CheckpointForeign",
+    "CheckpointLost",
+    "WorkerNotReady",
+]
+"""What keeps an idle agent from going on. It tries again until the cause is mended; no attempt is used up."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why this member's workers of `Report.attempt` ended."""
+
+    cause: Cause
+    message: str
+    """Last line of the exception or the signal's name; no secret, at most 1,000 characters."""
+    exit_code: int | None = None
+    """Negative: killed by that signal."""
+    rank: int | None = None
+    iteration: int | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    reason: ProblemReason
+    message: str
+    """What was found, what was expected, what to do."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Newest checkpoint in HEAD, as the leader committed or found it."""
+
+    checkpoint: CheckpointRef
+    uri: str
+    committed_at: str
+    """RFC 3339, UTC, by the clock of the committer."""
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    iteration: int = 0
+    """Iterations done."""
+    consumed_samples: int = 0
+    consumed_tokens: int = 0
+    loss: float | None = None
+    """Mean over unmasked tokens of the last logged iteration."""
+    tokens_per_second: float = 0.0
+    """Of the whole gang."""
+
+
+@dataclass(frozen=True)
+class Report(Document):
+    boot_id: str
+    """New at each start of the agent's container."""
+    pod: str
+    incarnation: int
+    node: str
+    attempt: int
+    """Attempt that `state` is about: the highest seen that lists this agent; 0 before the first."""
+    state: State
+    progress: Progress | None = None
+    offer: Offer | None = None
+    """Leader in phase hold."""
+    verified: Verified | None = None
+    """Leader."""
+    failure: Failure | None = None
+    problem: Problem | None = None
+    fenced_by: int | None = None
+    """HEAD belongs to this higher attempt; the operator must go beyond it."""
