@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
 from starcoder_trainer.contract.assignment import Assignment
-
-from ..api.v1alpha1 import StarCoderRunStatus
 
 
 @dataclass(frozen=True)

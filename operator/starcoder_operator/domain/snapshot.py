@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from starcoder_operator.api.v1alpha1 import StarCoderRunSpec, StarCoderRunStatus
 from starcoder_trainer.contract.assignment import Assignment
 from starcoder_trainer.contract.report import Report
-
-from ..api.v1alpha1 import StarCoderRunSpec, StarCoderRunStatus
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,10 @@ class PodView:
     age: float
     """Seconds since this operator first saw it."""
     priority_class: str = ""
+    avoided_nodes: tuple[str, ...] = ()
+    """Nodes that its affinity forbids because they were lost; from annotation `pod_template.ANNOTATION_AVOIDS`."""
+    template: str = ""
+    """Digest of what the Pod was built from; annotation `pod_template.ANNOTATION_TEMPLATE`. Empty: not known."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,8 @@ class Snapshot:
     pods: tuple[PodView, ...] = ()
     leases: tuple[LeaseView, ...] = ()
     nodes: dict[str, NodeView] = field(default_factory=dict)
-    """Nodes that Pods of this run are or were on."""
+    """All nodes, or at least those that Pods of this run are on or avoid and that the Leases' reports name. A node that
+    is missing does not exist; empty means that nodes can't be read, and then none is held to be lost."""
     gang: GangView | None = None
     """None: there is none (it was looked for)."""
     gang_api: bool = True

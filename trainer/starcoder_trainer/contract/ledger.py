@@ -34,6 +34,8 @@ class FileRecord:
     """Bytes."""
     sha256: str
     """Hex, of the local file before upload."""
+    checksum: str = ""
+    """What the store checked the upload against and keeps beside the object; empty where it keeps none."""
 
 
 @dataclass(frozen=True)

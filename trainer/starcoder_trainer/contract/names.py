@@ -40,6 +40,12 @@ ENV_POD = "STARCODER_POD"
 ENV_POD_IP = "STARCODER_POD_IP"
 ENV_NODE = "STARCODER_NODE"
 
+# Environment of a local run's fork server only.
+ENV_WORKER_SOCKET = "STARCODER_WORKER_SOCKET"
+"""Path of the Unix socket, instead of `WORKER_SOCKET`."""
+ENV_ALLOW_FILE = "STARCODER_ALLOW_FILE"
+"""`1`: URIs may be `file://`."""
+
 METRICS_PORT = 9090
 """Port of `/metrics` on every Pod of a run, served by the agent."""
 

@@ -51,6 +51,19 @@ class Stat:
     key: str
     size: int
     version: str
+    checksum: str = ""
+    """Of `stat` only: the `Uploaded.checksum` that the store keeps beside the object; empty where it keeps none."""
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """A file as it was read for its upload."""
+
+    size: int
+    sha256: str
+    """Hex."""
+    checksum: str
+    """What the store checked the received bytes against and keeps (`Stat.checksum`); empty where it keeps none."""
 
 
 class ObjectStore(Protocol):
@@ -76,8 +89,8 @@ class ObjectStore(Protocol):
     def put_if_match(self, key: str, data: bytes, version: str) -> str:
         """As `put_if_absent`, where the key still has `version`."""
 
-    def upload_file(self, key: str, path: Path) -> None:
-        """Multipart in parallel where large."""
+    def upload_file(self, key: str, path: Path) -> Uploaded:
+        """Multipart in parallel where large; the file is read once."""
 
     def delete(self, key: str) -> None:
         """Deleting what is not there succeeds."""

@@ -1,0 +1,284 @@
+"""Plan -> API calls: the status first, then the Events it is news of, then the actions in order.
+
+Every call may already have been made by a pass that was cut off: what is there and ours is fine. What is there and
+somebody else's is refused. What the server refuses is remembered for the next pass to tell (`Snapshot.problems`), and
+ends this one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+from starcoder_trainer.contract import names
+
+from .adapters.clock import Clock
+from .adapters.errors import AlreadyExists, ApiAbsent, Conflict, NotFound, Refused
+from .adapters.events import Events
+from .adapters.kinds import POD_GROUPS, PODS, ROLE_BINDINGS, RUNS, Manifest, kind_of
+from .adapters.kube import Kube
+from .adapters.memory import Memory, RunMemory
+from .adapters.metrics import Metrics
+from .api.v1alpha1 import Condition, StarCoderRunStatus
+from .domain import reasons
+from .domain.plan import (
+    Action,
+    CreatePod,
+    DeleteGang,
+    DeletePod,
+    EmitEvent,
+    EnsureAccess,
+    EnsureGang,
+    EnsureLeases,
+    Plan,
+    WriteAssignment,
+)
+from .domain.snapshot import Snapshot
+from .observe import covers, is_owned, read_status
+from .settings import Settings
+
+log = logging.getLogger(__name__)
+
+PROGRESS = frozenset(
+    {"iteration", "progress", "consumedTokens", "loss", "tokensPerSecond", "tokensPerSecondPerGPU", "eta"}
+)
+"""Fields of the status that change with every iteration; alone they are written at most every few seconds."""
+
+TELL_AT_ONCE = 0.05
+"""Seconds until the pass that tells of something newly refused."""
+
+WHAT = {
+    EnsureAccess: "create access",
+    EnsureLeases: "create lease",
+    EnsureGang: "create gang",
+    CreatePod: "create pod",
+    DeletePod: "delete pod",
+    DeleteGang: "delete gang",
+    WriteAssignment: "write assignment",
+}
+"""Key in `Snapshot.problems` of what each action was refused."""
+
+
+class Actor:
+    def __init__(
+        self, kube: Kube, events: Events, clock: Clock, memory: Memory, settings: Settings, metrics: Metrics
+    ) -> None:
+        self._kube = kube
+        self._events = events
+        self._clock = clock
+        self._memory = memory
+        self._settings = settings
+        self._metrics = metrics
+
+    async def __call__(self, snapshot: Snapshot, plan: Plan) -> float | None:
+        """Seconds until the next pass; None: only on a change.
+
+        Raises:
+            Conflict: somebody wrote meanwhile; the snapshot is old.
+            Refused: what was refused the last time was refused again.
+            Unavailable: no answer.
+        """
+        memory = self._memory.of((snapshot.namespace, snapshot.name), snapshot.uid)
+        later = [plan.look_again, await self._write_status(snapshot, plan.status, memory)]
+        for event in plan.actions:
+            if isinstance(event, EmitEvent):
+                await self._events.emit(
+                    snapshot.namespace,
+                    snapshot.name,
+                    snapshot.uid,
+                    kind=event.kind,
+                    reason=event.reason,
+                    message=event.message,
+                )
+        actions = [action for action in plan.actions if not isinstance(action, EmitEvent)]
+        doing = "create pod"
+        try:
+            await self._try_pod(snapshot, actions, memory)
+            for action_type, batch in itertools.groupby(actions, key=type):
+                doing = WHAT[action_type]
+                await self._together([self._do(snapshot, action, memory) for action in batch])
+                memory.problems.pop(doing, None)
+        except (Refused, ApiAbsent) as e:
+            if memory.problems.get(doing) == e.message:
+                raise
+            log.warning("%s: refused: %s", doing, e.message, extra=_where(snapshot))
+            memory.problems[doing] = e.message
+            later.append(TELL_AT_ONCE)
+        return min((seconds for seconds in later if seconds is not None), default=None)
+
+    async def refuse(self, run: Manifest, problem: str) -> None:
+        """Says in the status that the run can't be read, and does nothing else with it."""
+        meta, before = run["metadata"], read_status(run)
+        condition = before.condition("Accepted")
+        if condition is None or condition.status != "False":
+            since = self._clock.now()
+        else:
+            since = condition.last_transition_time
+        message = f"{problem}; the object was stored under another version of the CRD: apply it anew"
+        accepted = Condition(
+            type="Accepted",
+            status="False",
+            reason=reasons.INVALID_SPEC,
+            message=message,
+            last_transition_time=since,
+            observed_generation=meta.get("generation"),
+        )
+        others = tuple(c for c in before.conditions if c.type != "Accepted")
+        status = before.model_copy(
+            update={"reason": reasons.INVALID_SPEC, "message": message, "conditions": (accepted, *others)}
+        )
+        if status != before:
+            await self._apply(run["metadata"], status)
+
+    async def _write_status(self, snapshot: Snapshot, status: StarCoderRunStatus, memory: RunMemory) -> float | None:
+        """Writes what differs; seconds to wait where mere progress has to."""
+        before, after = snapshot.status.to_dict(), status.to_dict()
+        differs = {field for field in before.keys() | after.keys() if before.get(field) != after.get(field)}
+        if not differs:
+            return None
+        if differs <= PROGRESS:
+            interval = self._settings.status_interval_of(snapshot.spec.workers.replicas)
+            wait = memory.progress_written + interval - self._clock.monotonic()
+            if wait > 0:
+                return wait
+        await self._apply(
+            {
+                "namespace": snapshot.namespace,
+                "name": snapshot.name,
+                "uid": snapshot.uid,
+                "resourceVersion": snapshot.resource_version,
+            },
+            status,
+        )
+        memory.progress_written = self._clock.monotonic()
+        return None
+
+    async def _apply(self, meta: Manifest, status: StarCoderRunStatus) -> None:
+        preconditions = ("namespace", "name", "uid", "resourceVersion")
+        manifest = {
+            "apiVersion": RUNS.api_version,
+            "kind": RUNS.kind,
+            "metadata": {field: meta[field] for field in preconditions},
+            "status": status.to_dict(),
+        }
+        await self._kube.apply_status(RUNS, manifest)
+
+    async def _try_pod(self, snapshot: Snapshot, actions: Sequence[Action], memory: RunMemory) -> None:
+        """Has the server judge a Pod of this spec before anything of the run is created; once a generation."""
+        creates = any(isinstance(a, EnsureAccess | EnsureLeases | EnsureGang | CreatePod) for a in actions)
+        if not creates or memory.dry_run == snapshot.generation:
+            return
+        first = next((a for a in actions if isinstance(a, CreatePod)), CreatePod(member=0, incarnation=0, gang=""))
+        manifest = self._pod(snapshot, first)
+        manifest["metadata"]["name"] = f"{snapshot.name}-dry-run"
+        if manifest["spec"].get("serviceAccountName") == names.service_account_name(snapshot.name):
+            # not created yet, and the server looks for it
+            manifest["spec"]["serviceAccountName"] = "default"
+        await self._kube.create(manifest, dry_run=True)
+        memory.dry_run = snapshot.generation
+
+    async def _do(self, snapshot: Snapshot, action: Action, memory: RunMemory) -> None:
+        self._metrics.actions.labels(type(action).__name__).inc()
+        match action:
+            case EnsureAccess():
+                for manifest in rbac.access(snapshot.namespace, snapshot.name, snapshot.uid, snapshot.spec):
+                    await self._ensure_access(manifest, snapshot.uid)
+                memory.access = (snapshot.generation, self._clock.monotonic())
+            case EnsureLeases(members):
+                await self._together([self._ensure(self._lease(snapshot, m), snapshot.uid) for m in members])
+            case EnsureGang():
+                await self._ensure_gang(snapshot, action)
+            case CreatePod():
+                log.info("creating Pod", extra=_where(snapshot) | {"member": action.member})
+                await self._ensure(self._pod(snapshot, action), snapshot.uid)
+            case DeletePod(name, uid, why):
+                log.info("deleting Pod: %s", why, extra=_where(snapshot) | {"pod": name})
+                await self._gone(self._kube.delete(PODS, snapshot.namespace, name, uid=uid))
+            case DeleteGang(name, uid):
+                await self._gone(self._kube.delete(POD_GROUPS, snapshot.namespace, name, uid=uid))
+            case WriteAssignment():
+                await self._write_assignment(snapshot, action)
+            case EmitEvent():
+                pass  # told already, beside the status
+
+    async def _ensure(self, manifest: Manifest, uid: str) -> Manifest | None:
+        """Creates it. None where it was created now, else as it is there and ours.
+
+        Raises:
+            Refused: another owner has an object of that name.
+        """
+        try:
+            await self._kube.create(manifest)
+            return None
+        except AlreadyExists:
+            there = await self._get(manifest)
+        if is_owned(there, uid):
+            return there
+        meta = there["metadata"]
+        owner = next((f"{o['kind']} {o['name']} ({o['uid']})" for o in meta.get("ownerReferences") or []), "nobody")
+        leaving = ", and is being deleted" if "deletionTimestamp" in meta else ""
+        raise Refused(
+            f"{manifest['kind']} {meta['name']} is there already and belongs to {owner}{leaving}; expected none or one "
+            "of this run; the run goes on when it is gone",
+            code=409,
+            reason="AlreadyExists",
+        )
+
+    async def _get(self, manifest: Manifest) -> Manifest:
+        meta = manifest["metadata"]
+        try:
+            return await self._kube.get(kind_of(manifest), meta["namespace"], meta["name"])
+        except NotFound as e:
+            raise Conflict(f"{manifest['kind']} {meta['name']} went away while it was looked at") from e
+
+    async def _ensure_access(self, manifest: Manifest, uid: str) -> None:
+        there = await self._ensure(manifest, uid)
+        if there is None or covers(there, manifest):
+            return
+        if kind_of(manifest) is ROLE_BINDINGS and not covers(there, {"roleRef": manifest["roleRef"]}):
+            meta = there["metadata"]
+            await self._kube.delete(ROLE_BINDINGS, meta["namespace"], meta["name"], uid=meta["uid"])
+            await self._kube.create(manifest)
+        else:
+            merged = manifest | {"metadata": there["metadata"] | manifest["metadata"]}
+            await self._kube.replace(merged)
+
+    async def _ensure_gang(self, snapshot: Snapshot, action: EnsureGang) -> None:
+        manifest = self._gang(snapshot, action)
+        there = await self._ensure(manifest, snapshot.uid)
+        if there is None:
+            return
+        policy = {"schedulingPolicy": {"gang": {"minCount": action.min_count}}}
+        if not covers(there, {"spec": policy}):
+            patch = {"metadata": {"uid": there["metadata"]["uid"]}, "spec": policy}
+            await self._kube.merge_patch(POD_GROUPS, snapshot.namespace, action.name, patch)
+
+    async def _write_assignment(self, snapshot: Snapshot, action: WriteAssignment) -> None:
+        manifest = self._assignment(snapshot, action)
+        if action.resource_version:
+            manifest["metadata"]["resourceVersion"] = action.resource_version
+            await self._kube.replace(manifest)
+        elif await self._ensure(manifest, snapshot.uid) is not None:
+            raise Conflict("the assignment was written meanwhile")
+
+    async def _gone(self, deletion: Awaitable[None]) -> None:
+        """Deleted now, before, or replaced by an object of another uid: all the same."""
+        try:
+            await deletion
+        except ApiAbsent:
+            raise
+        except (NotFound, Conflict):
+            pass
+
+    async def _together(self, calls: Sequence[Awaitable[Any]]) -> None:
+        """All at once, as far as the client lets them; then the first failure, if any."""
+        for result in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+
+
+def _where(snapshot: Snapshot) -> dict[str, str]:
+    return {"namespace": snapshot.namespace, "run": snapshot.name}

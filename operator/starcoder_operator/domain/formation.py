@@ -1,0 +1,233 @@
+"""What becomes of the attempt: the decision of one pass, from the assignment as written and what the members show.
+
+An attempt is one formation of the process group. It is recorded in `status.attempt` first, then written to the
+assignment in phase hold, filled in as agents answer, and set to run once all are idle and the leader has made its
+offer. Numbers only grow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from starcoder_trainer.contract.assignment import Assignment, Member
+from starcoder_trainer.contract.report import Report
+
+from . import failure
+from .failure import Cause, Failure
+from .layout import layout_of
+from .members import MemberView, all_silent
+from .snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class Stay:
+    """Nothing to write; `waiting` says what for, empty while all trains."""
+
+    waiting: str = ""
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Write `assignment` in phase hold: a new attempt, or the present one filled in."""
+
+    assignment: Assignment
+    why: str
+    found: Failure | None = None
+    """Explains the failure before better than what was known when its attempt ended."""
+
+
+@dataclass(frozen=True)
+class Go:
+    """Write `assignment` in phase run."""
+
+    assignment: Assignment
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The running attempt has failed: count it, then hold the next."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True)
+class AwaitCause:
+    """Workers lost their peers; the cause may show in a moment."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True)
+class Unclear:
+    """No agent is heard: wait, judge nothing."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last iteration is trained and its checkpoint is in HEAD."""
+
+
+Decision = Stay | Hold | Go | Ended | AwaitCause | Unclear | Finished
+
+
+def decide(snapshot: Snapshot, members: tuple[MemberView, ...], config_json: str) -> Decision:
+    """What to do about the attempt of a run that is wanted (valid, not suspended, not over)."""
+    current = own_assignment(snapshot)
+    recorded = snapshot.status.attempt
+    if current is None:
+        seen = max((r.attempt for r in _reports(snapshot)), default=0)
+        number = recorded if recorded > seen else next_attempt(snapshot)
+        return Hold(held(snapshot, members, number), "no assignment is written")
+    if current.attempt < recorded:
+        return Hold(held(snapshot, members, recorded), "recorded, not yet written")
+    if current.phase == "stop":
+        return Hold(held(snapshot, members, next_attempt(snapshot)), "the run goes on")
+    if current.phase == "hold":
+        return _while_held(snapshot, members, current, config_json)
+    return _while_running(snapshot, members, current)
+
+
+def own_assignment(snapshot: Snapshot) -> Assignment | None:
+    """The assignment as written for this run; one left by an earlier run of the name is none."""
+    view = snapshot.assignment
+    return view.assignment if view is not None and view.assignment.run_uid == snapshot.uid else None
+
+
+def next_attempt(snapshot: Snapshot) -> int:
+    """One beyond every attempt that anyone has ever spoken of."""
+    current = own_assignment(snapshot)
+    numbers = [snapshot.status.attempt, current.attempt if current else 0]
+    for report in _reports(snapshot):
+        numbers += [report.attempt, report.fenced_by or 0]
+    return max(numbers) + 1
+
+
+def held(snapshot: Snapshot, members: tuple[MemberView, ...], attempt: int) -> Assignment:
+    """Attempt `attempt` in phase hold with the agents that live now."""
+    return Assignment(
+        run_uid=snapshot.uid,
+        attempt=attempt,
+        phase="hold",
+        members=tuple(Member(m.index, m.boot_id) for m in members),
+        gpus_per_member=snapshot.spec.workers.gpus_per_worker,
+        layout=layout_of(snapshot.spec),
+    )
+
+
+def is_complete(snapshot: Snapshot) -> bool:
+    """A verified checkpoint of the last iteration is known."""
+    last = snapshot.spec.training.iterations
+    known = snapshot.status.checkpoint
+    verified = (r.verified for r in _reports(snapshot))
+    return (known is not None and known.iteration >= last) or any(
+        v is not None and v.checkpoint.step >= last for v in verified
+    )
+
+
+def _reports(snapshot: Snapshot) -> Iterator[Report]:
+    return (lease.report for lease in snapshot.leases if lease.report is not None)
+
+
+def _while_held(
+    snapshot: Snapshot, members: tuple[MemberView, ...], current: Assignment, config_json: str
+) -> Stay | Hold | Go | Unclear | Finished:
+    if is_complete(snapshot):
+        return Finished()
+    if all_silent(members):
+        return Unclear()
+    why = _broken(snapshot, members, current, config_json)
+    if why:
+        return Hold(held(snapshot, members, next_attempt(snapshot)), why)
+    filled = _filled_in(members, current)
+    found = _explanation(snapshot, members, current)
+    if filled != current or found is not None:
+        return Hold(filled, "agents answered or were lost", found)
+    waiting = _waits_for(members, current)
+    if waiting:
+        return Stay(waiting)
+    leader = members[current.leader.index].report
+    assert leader is not None
+    assert leader.offer is not None
+    return Go(replace(current, phase="run", offer=leader.offer))
+
+
+def _broken(snapshot: Snapshot, members: tuple[MemberView, ...], current: Assignment, config_json: str) -> str:
+    """Why a held attempt can't go on to run; empty where it can."""
+    view = snapshot.assignment
+    if view is not None and view.config_json != config_json:
+        return "the configuration has changed"
+    for report in _reports(snapshot):
+        if report.fenced_by is not None and report.fenced_by >= current.attempt and report.attempt == current.attempt:
+            return f"HEAD belongs to attempt {report.fenced_by}"
+    for place in current.members:
+        member = members[place.index]
+        if place.boot_id and member.boot_id and member.boot_id != place.boot_id:
+            return f"the agent of member {place.index} was started again"
+        if place.boot_id and place == current.leader and not member.live and member.loss is not None:
+            return f"the leader was lost: {member.loss.message}"
+    return ""
+
+
+def _filled_in(members: tuple[MemberView, ...], current: Assignment) -> Assignment:
+    """The held attempt with lost agents taken out and new ones put in.
+
+    New agents are put in when the leader is found and when all are, not one by one: the object is watched by every
+    agent, and a large gang answers over many passes.
+    """
+    kept = tuple(
+        replace(place, boot_id="") if place.boot_id and members[place.index].loss is not None else place
+        for place in current.members
+    )
+    known = tuple(replace(place, boot_id=place.boot_id or members[place.index].boot_id) for place in kept)
+    leader_found = not kept[0].boot_id and bool(known[0].boot_id)
+    if leader_found or all(place.boot_id for place in known):
+        return replace(current, members=known)
+    return replace(current, members=kept)
+
+
+def _explanation(snapshot: Snapshot, members: tuple[MemberView, ...], current: Assignment) -> Failure | None:
+    """A lost member explains an attempt that ended because of its peers."""
+    last = snapshot.status.last_failure
+    if last is None or last.cause != Cause.PEER or not snapshot.status.restarts.by_cause.get(Cause.PEER):
+        return None
+    listed = {p.index for p in current.members if p.boot_id}
+    return failure.primary(f for m in members if m.index in listed and (f := failure.lost(m)) is not None)
+
+
+def _waits_for(members: tuple[MemberView, ...], current: Assignment) -> str:
+    absent = [members[p.index] for p in current.members if not p.boot_id or not members[p.index].live]
+    if absent:
+        return f"waiting for the agents of {_listing([m.pod_name or f'member {m.index}' for m in absent])}"
+    reports = {p.index: members[p.index].report for p in current.members}
+    troubled = [i for i, r in reports.items() if r is not None and r.problem is not None]
+    if troubled:
+        return f"members {_listing([str(i) for i in troubled])} can't go on"
+    busy = [i for i, r in reports.items() if r is None or r.attempt != current.attempt or r.state != "idle"]
+    if busy:
+        return f"waiting for members {_listing([str(i) for i in busy])} to be idle"
+    leader = reports[current.leader.index]
+    if leader is None or leader.offer is None:
+        return f"waiting for the leader, member {current.leader.index}, to claim HEAD and choose the checkpoint"
+    return ""
+
+
+def _while_running(snapshot: Snapshot, members: tuple[MemberView, ...], current: Assignment) -> Decision:
+    boot_ids = {p.index: p.boot_id for p in current.members}
+    failures = failure.find(members, current.attempt, boot_ids)
+    reports = [m.lease.report for m in members if m.lease is not None and m.lease.report is not None]
+    done = [r for r in reports if r.attempt == current.attempt and r.state == "done"]
+    if is_complete(snapshot) and (failures or len(done) == len(members)):
+        return Finished()
+    first = failure.primary(failures)
+    if first is None:
+        if all_silent(members):
+            return Unclear()
+        behind = [r for r in reports if r.attempt != current.attempt or r.state not in ("training", "done")]
+        return Stay(f"{len(behind)} of {len(members)} members form the group or load" if behind else "")
+    return AwaitCause(first) if first.cause is Cause.PEER else Ended(first)
+
+
+def _listing(items: list[str], most: int = 5) -> str:
+    more = len(items) - most
+    return ", ".join(items[:most]) + (f" and {more} more" if more > 0 else "")

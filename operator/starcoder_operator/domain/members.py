@@ -1,0 +1,185 @@
+"""One view a member: its newest Pod, what its agent says, and whether either can be counted on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from starcoder_operator.api.v1alpha1.workers import Toleration
+from starcoder_trainer.contract import names
+from starcoder_trainer.contract.report import Report
+
+from .snapshot import ContainerView, LeaseView, NodeView, PodView, Snapshot
+
+HEARTBEAT_STALE = 15.0
+"""Seconds without a renewal of its Lease after which an agent is not counted on."""
+NODE_INDEX_LAG = 10.0
+"""Seconds that a node may be missing from the snapshot after a Pod was seen on it: nodes and Pods are not read at one
+moment, and an autoscaler's node is new."""
+OWN_TOLERATIONS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+"""Taints that say what NodeView.ready says already."""
+
+
+class LossKind(StrEnum):
+    NODE = "node"
+    DISRUPTED = "disrupted"
+    DELETED = "deleted"
+    FAILED = "failed"
+    FINISHED = "finished"
+    SILENT = "silent"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Why a member's Pod can't go on and has to be replaced."""
+
+    kind: LossKind
+    node: str
+    message: str
+
+
+@dataclass(frozen=True)
+class MemberView:
+    index: int
+    pod_name: str
+    """Of the newest Pod, also when it is gone; empty where there never was one."""
+    pod: PodView | None
+    lease: LeaseView | None
+    stale: bool
+    """The newest Pod's agent has not renewed its Lease in time."""
+    loss: Loss | None
+    last_incarnation: int
+    """Highest that is known of, -1 for none; the next Pod's is one more."""
+
+    @property
+    def report(self) -> Report | None:
+        """Of the agent in the newest Pod; None while it has not said anything."""
+        report = self.lease.report if self.lease else None
+        if report is None or self.pod is None or report.incarnation != self.pod.incarnation:
+            return None
+        return report if report.pod in ("", self.pod.name) else None
+
+    @property
+    def live(self) -> bool:
+        """The Pod stands and its agent answers."""
+        return self.loss is None and self.report is not None and not self.stale
+
+    @property
+    def boot_id(self) -> str:
+        """Of the live agent, else empty."""
+        return self.report.boot_id if self.live and self.report else ""
+
+    @property
+    def node(self) -> str:
+        if self.pod is not None:
+            return self.pod.node
+        report = self.lease.report if self.lease else None
+        return report.node if report and report.incarnation == self.last_incarnation else ""
+
+    @property
+    def worker(self) -> ContainerView | None:
+        return self._container(names.CONTAINER_WORKER)
+
+    @property
+    def agent(self) -> ContainerView | None:
+        return self._container(names.CONTAINER_AGENT)
+
+    def _container(self, name: str) -> ContainerView | None:
+        return next((c for c in self.pod.containers if c.name == name), None) if self.pod else None
+
+
+def members_of(snapshot: Snapshot, stale_after: float = HEARTBEAT_STALE) -> tuple[MemberView, ...]:
+    """All members of the run, by index. Where no agent at all is fresh, none is held to be lost for its silence."""
+    views = [_member(snapshot, index, stale_after) for index in range(snapshot.spec.workers.replicas)]
+    if not any(v.live for v in views):
+        return tuple(views)
+    return tuple(_judge_silence(v) for v in views)
+
+
+def all_silent(members: tuple[MemberView, ...]) -> bool:
+    """Agents have reported, and not one of them renews its Lease."""
+    said = [m for m in members if m.loss is None and m.report is not None]
+    return bool(said) and all(m.stale for m in said)
+
+
+def newest_pod(pods: tuple[PodView, ...], index: int) -> PodView | None:
+    return max((p for p in pods if p.member == index), key=lambda p: p.incarnation, default=None)
+
+
+def node_trouble(name: str, nodes: dict[str, NodeView], tolerations: tuple[Toleration, ...]) -> str | None:
+    """Why Pods on this node can't go on, as a sentence; None where they can or nodes can't be read."""
+    if not nodes:
+        return None
+    node = nodes.get(name)
+    if node is None:
+        return f"node {name} is gone"
+    if node.ready is None:
+        return f"node {name} is Unknown: its kubelet is silent"
+    if not node.ready:
+        return f"node {name} is NotReady"
+    for taint in node.noexecute_taints:
+        if taint in OWN_TOLERATIONS or not any(_tolerates(t, taint) for t in tolerations):
+            return f"node {name} has the NoExecute taint {taint}"
+    return None
+
+
+def _tolerates(toleration: Toleration, key: str) -> bool:
+    """For ever, whatever the taint's value: then nobody evicts the Pod."""
+    return (
+        toleration.effect in (None, "NoExecute")
+        and toleration.key in (None, "", key)
+        and toleration.toleration_seconds is None
+    )
+
+
+def _member(snapshot: Snapshot, index: int, stale_after: float) -> MemberView:
+    pod = newest_pod(snapshot.pods, index)
+    lease = next((x for x in snapshot.leases if x.member == index), None)
+    report = lease.report if lease else None
+    recorded = snapshot.status.incarnations
+    last = max(
+        recorded[index] if index < len(recorded) else -1,
+        pod.incarnation if pod else -1,
+        report.incarnation if report else -1,
+    )
+    speaks = pod is not None and report is not None and report.incarnation == pod.incarnation
+    if pod is not None and pod.incarnation < last:
+        pod = None  # a newer one was created or was about to be, and is gone
+    name = pod.name if pod is not None else names.pod_name(snapshot.name, index, last) if last >= 0 else ""
+    return MemberView(
+        index=index,
+        pod_name=name,
+        pod=pod,
+        lease=lease,
+        stale=speaks and lease is not None and lease.age >= stale_after,
+        loss=_loss(snapshot, pod, name, report.node if report and report.incarnation == last else ""),
+        last_incarnation=last,
+    )
+
+
+def _loss(snapshot: Snapshot, pod: PodView | None, name: str, node_before: str) -> Loss | None:
+    node = pod.node if pod else node_before
+    trouble = node_trouble(node, snapshot.nodes, snapshot.spec.workers.tolerations) if node else None
+    if trouble and node not in snapshot.nodes and pod is not None and pod.age < NODE_INDEX_LAG:
+        trouble = None
+    if pod is not None and pod.phase == "Succeeded":
+        return Loss(LossKind.FINISHED, node, f"Pod {name} ended before the run was complete")
+    if trouble:
+        return Loss(LossKind.NODE, node, trouble)
+    if pod is None:
+        return Loss(LossKind.DELETED, node, f"Pod {name} is gone") if name else None
+    if pod.disruption and (pod.deleting or pod.phase == "Failed"):
+        return Loss(LossKind.DISRUPTED, node, f"Pod {name} was disrupted ({pod.disruption})")
+    if pod.deleting:
+        return Loss(LossKind.DELETED, node, f"Pod {name} is being deleted")
+    if pod.phase == "Failed":
+        return Loss(LossKind.FAILED, node, f"Pod {name} was given up by node {node or 'none'}")
+    return None
+
+
+def _judge_silence(view: MemberView) -> MemberView:
+    if view.loss is not None or not view.stale or view.pod is None:
+        return view
+    age = view.lease.age if view.lease else 0.0
+    message = f"the agent of Pod {view.pod_name} has been silent for {age:.0f} s while others answer"
+    return replace(view, loss=Loss(LossKind.SILENT, view.pod.node, message))

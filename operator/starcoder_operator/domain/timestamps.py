@@ -1,0 +1,16 @@
+"""Differences and sums of the operator's own RFC 3339 timestamps. Never used on another machine's clock."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+
+def seconds_between(earlier: str, later: str) -> float:
+    """Seconds from `earlier` to `later`; 0 where the clock went back."""
+    return max(0.0, (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds())
+
+
+def after(now: str, seconds: float) -> str:
+    """The time `seconds` after `now`, whole seconds."""
+    moment = datetime.fromisoformat(now) + timedelta(seconds=seconds)
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,228 @@
+"""A gang of agents without Kubernetes: real sockets, fork-server processes, store, ledger and uploads."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from starcoder_trainer.data.errors import DataNotFound
+
+from starcoder_trainer.agent.machine import Identity
+from starcoder_trainer.agent.metrics import Metrics
+from starcoder_trainer.agent.supervisor import Supervisor, Surroundings
+from starcoder_trainer.contract.assignment import Assignment, Layout, Member
+from starcoder_trainer.contract.ledger import HEAD_KEY, Head
+from starcoder_trainer.contract.report import Report
+from starcoder_trainer.storage.open import open_store
+from tests.support.training import training_config
+
+pytestmark = pytest.mark.integration
+
+SECONDS = 60
+GPUS = 2
+
+
+class Pod:
+    """A supervisor and its fork-server process."""
+
+    def __init__(self, gang: "Gang", member: int) -> None:
+        self.member = member
+        self.boot_id = f"boot-{member}"
+        self.folder = Path(tempfile.mkdtemp(prefix="pod-"))
+        self.reports: list[Report] = []
+        self.gang = gang
+        self.metrics = Metrics("demo", "test")
+        self.supervisor = Supervisor(
+            Identity("uid-1", self.boot_id, f"demo-w{member}-0", 0, "n1", "127.0.0.1", str(self.folder / "scratch")),
+            Surroundings(
+                open_store=lambda uri, storage: open_store(uri, storage, allow_file=True),
+                check_data=gang.check_data,
+                worker_socket=self.folder / "worker.sock",
+                member=member,
+                report=self._reported,
+                metrics=self.metrics,
+                retry_seconds=0.1,
+            ),
+        )
+        self.server = self.start_server()
+        self.task = asyncio.create_task(self.supervisor.run())
+
+    def start_server(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.support.fork_server", self.folder / "worker.sock", self.gang.plan],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+
+    @property
+    def said(self) -> Report:
+        return self.supervisor.report
+
+    def _reported(self, report: Report) -> None:
+        self.reports.append(report)
+        self.gang.changed.set()
+
+    async def close(self) -> None:
+        self.task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.task
+        self.server.kill()
+        self.server.wait()
+
+
+class Gang:
+    def __init__(self, tmp_path: Path, size: int) -> None:
+        self.changed = asyncio.Event()
+        self.plan = tmp_path / "plan.json"
+        (tmp_path / "ck").mkdir()
+        self.config = training_config(iterations=4, checkpoint_uri=f"file://{tmp_path}/ck")
+        self.store = open_store(self.config.checkpoint.uri, self.config.storage, allow_file=True)
+        self.data_error: Exception | None = None
+        self.pods = [Pod(self, member) for member in range(size)]
+
+    def check_data(self, config, open_store) -> None:
+        if self.data_error:
+            raise self.data_error
+
+    def plans(self, **plan) -> None:
+        self.plan.write_text(json.dumps({"iterations": 4, "every": 2} | plan))
+
+    def assign(self, attempt: int, phase: str) -> None:
+        offer = self.pods[0].said.offer if phase == "run" else None
+        members = tuple(Member(pod.member, pod.boot_id) for pod in self.pods)
+        layout = Layout(1, 1, GPUS * len(self.pods))
+        assignment = Assignment("uid-1", attempt, phase, members, GPUS, layout, offer)
+        for pod in self.pods:
+            pod.supervisor.assign(assignment, self.config.to_dict())
+
+    async def until(self, true: Callable[[], object]) -> None:
+        async with asyncio.timeout(SECONDS):
+            while not true():
+                self.changed.clear()
+                await self.changed.wait()
+
+    async def form(self, attempt: int) -> None:
+        self.assign(attempt, "hold")
+        await self.until(lambda: self.pods[0].said.offer and self.all_say("idle", attempt))
+        self.assign(attempt, "run")
+
+    def all_say(self, state: str, attempt: int) -> bool:
+        return all((pod.said.state, pod.said.attempt) == (state, attempt) for pod in self.pods)
+
+    @property
+    def head(self) -> Head:
+        return Head.from_json(self.store.get(HEAD_KEY).data)
+
+
+@pytest.fixture
+async def gang(tmp_path):
+    gang = Gang(tmp_path, size=2)
+    gang.plans()
+    yield gang
+    for pod in gang.pods:
+        await pod.close()
+
+
+async def test_a_gang_trains_to_the_end_and_the_leader_is_done_with_the_last_step_in_head(gang):
+    await gang.form(1)
+    await gang.until(lambda: gang.all_say("done", 1))
+    assert [e.step for e in gang.head.entries] == [2, 4]
+    assert gang.pods[0].said.verified.checkpoint.step == 4
+    assert gang.pods[1].said.verified is None
+    states = [r.state for r in gang.pods[1].reports]
+    assert states.index("idle") < states.index("starting") < states.index("training") < states.index("done")
+    gang.assign(1, "stop")
+    for pod in gang.pods:
+        assert await asyncio.to_thread(pod.server.wait, SECONDS) == 0
+
+
+async def test_local_files_are_deleted_once_uploaded(gang):
+    await gang.form(1)
+    await gang.until(lambda: gang.all_say("done", 1))
+    for pod in gang.pods:
+        assert [p for p in (pod.folder / "scratch").rglob("*") if p.is_file()] == []
+
+
+async def test_after_a_crash_the_next_attempt_resumes_at_the_last_verified_step(gang):
+    fuse = gang.plan.parent / "fuse"
+    gang.plans(fail={"attempt": 1, "iteration": 3, "when": str(fuse)})
+    await gang.form(1)
+    await gang.until(lambda: gang.pods[0].said.verified)
+    fuse.touch()
+    await gang.until(lambda: all(pod.said.state == "failed" for pod in gang.pods))
+    failure = gang.pods[0].said.failure
+    assert (failure.cause, failure.iteration) == ("Crash", 3)
+    await gang.form(2)
+    await gang.until(lambda: gang.all_say("done", 2))
+    assert [(e.attempt, e.step) for e in gang.head.entries] == [(1, 2), (2, 4)]
+
+
+async def test_a_killed_fork_server_fails_the_attempt_and_idle_waits_for_the_new_one(gang):
+    gang.plans(hang=3)
+    await gang.form(1)
+    await gang.until(lambda: gang.all_say("training", 1) and gang.pods[0].said.verified)
+    gang.pods[1].server.send_signal(signal.SIGKILL)
+    await gang.until(lambda: gang.pods[1].said.state == "failed")
+    assert "kubectl logs demo-w1-0 -c worker" in gang.pods[1].said.failure.message
+    gang.plans()
+    gang.assign(2, "hold")
+    await gang.until(lambda: gang.pods[0].said.attempt == 2)
+    assert gang.pods[1].said.attempt == 1
+    gang.pods[1].server.wait()
+    gang.pods[1].server = gang.pods[1].start_server()
+    await gang.form(2)
+    await gang.until(lambda: gang.all_say("done", 2))
+
+
+async def test_missing_data_is_told_and_mended_without_using_up_an_attempt(gang):
+    gang.data_error = DataNotFound("s3://corpus/code: found no .idx file")
+    gang.assign(1, "hold")
+    await gang.until(lambda: gang.pods[0].said.problem)
+    assert gang.pods[0].said.problem.reason == "DataNotFound"
+    assert not list(gang.store.list("HEAD")), "HEAD was claimed before the data was found"
+    gang.data_error = None
+    await gang.until(lambda: gang.pods[0].said.offer)
+    assert gang.pods[0].said.problem is None
+
+
+async def test_a_foreign_head_is_told_and_adopted_when_asked(gang):
+    foreign = Head("uid-0", "older", 6, "nonce", "someone")
+    gang.store.put(HEAD_KEY, foreign.to_json().encode())
+    gang.assign(1, "hold")
+    await gang.until(lambda: gang.pods[0].said.problem)
+    assert gang.pods[0].said.problem.reason == "CheckpointForeign"
+    gang.config = replace(gang.config, checkpoint=replace(gang.config.checkpoint, resume="Adopt"))
+    gang.assign(2, "hold")
+    await gang.until(lambda: gang.pods[0].said.fenced_by == 6)
+    gang.assign(7, "hold")
+    await gang.until(lambda: gang.pods[0].said.offer)
+    assert gang.head.run_uid == "uid-1"
+
+
+async def test_sigterm_stops_the_workers_and_ends_the_agent(gang):
+    gang.plans(hang=3)
+    await gang.form(1)
+    await gang.until(lambda: gang.all_say("training", 1))
+    gang.pods[1].supervisor.terminate()
+    await asyncio.wait_for(gang.pods[1].task, SECONDS)
+    assert gang.pods[1].said.state == "draining"
+
+
+async def test_metrics_show_what_the_workers_said(gang):
+    await gang.form(1)
+    await gang.until(lambda: gang.all_say("done", 1))
+    value = gang.pods[0].metrics.registry.get_sample_value
+    assert value("starcoder_iteration") == 4
+    assert value("starcoder_loss") == 5.0
+    assert value("starcoder_tokens_per_second_per_gpu") == 640.0 / 4
+    assert value("starcoder_step_seconds", {"phase": "total"}) == 0.01
+    assert value("starcoder_state", {"state": "done"}) == 1
+    assert value("starcoder_checkpoint_verified_iteration") == 4
+    assert value("starcoder_checkpoint_uploaded_bytes_total") > 0

@@ -1,0 +1,89 @@
+"""A real fork server in a process of its own, and the agent's end of its socket."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from starcoder_trainer.contract.worker import Message, Start, decode_line, encode_line
+from starcoder_trainer.worker import enter
+from tests.support.trainer import walks_for
+
+DEADLINE = 120.0
+
+
+class Agent:
+    """Speaks to a fork server as an agent does."""
+
+    def __init__(self, path: Path) -> None:
+        self.connection = socket.socket(socket.AF_UNIX)
+        self.connection.settimeout(DEADLINE)
+        self.connection.connect(str(path))
+        self._lines = self.connection.makefile("rb")
+
+    def send(self, message: Message, listener: socket.socket | None = None) -> None:
+        socket.send_fds(self.connection, [encode_line(message)], [listener.fileno()] if listener else [])
+
+    def receive(self) -> Message:
+        """The next message; an AssertionError where the server closed."""
+        line = self._lines.readline()
+        assert line, "the fork server closed the connection"
+        return decode_line(line)
+
+    def until(self, *kinds: type[Any]) -> Any:
+        """Skip to the next message of these kinds."""
+        while not isinstance(message := self.receive(), kinds):
+            pass
+        return message
+
+    def close(self) -> None:
+        self._lines.close()
+        self.connection.close()
+
+
+@contextlib.contextmanager
+def fork_server(path: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Killed at the end, if it did not end before. Its log, with the workers' output, goes to `log`."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.forkserver"],
+            env={
+                **os.environ,
+                "STARCODER_WORKER_SOCKET": str(path),
+                "STARCODER_ALLOW_FILE": "1",
+                "OPENBLAS_NUM_THREADS": "1",
+            },
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def connect(path: Path, process: subprocess.Popen[bytes]) -> Agent:
+    """As soon as it listens."""
+    while True:
+        assert process.poll() is None, "the fork server ended"
+        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+            return Agent(path)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.05)
+
+
+def _enter(start: Start, rank: int, channel: socket.socket, listen_fd: int | None) -> int:
+    return enter(start, rank, channel, listen_fd, lambda config, _open, _cache: walks_for(config))
+
+
+if __name__ == "__main__":
+    from starcoder_trainer.forkserver import main
+
+    sys.exit(main(_enter))

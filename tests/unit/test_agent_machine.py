@@ -1,0 +1,366 @@
+"""What an agent decides: which workers run, what it answers."""
+
+import signal
+
+import pytest
+
+from starcoder_trainer.agent import machine as m
+from starcoder_trainer.contract.assignment import Assignment, CheckpointRef, Layout, Member, Offer
+from starcoder_trainer.contract.report import Failure, Problem, Verified
+from starcoder_trainer.contract.worker import Exited, Saved, Started, Step
+from tests.support.training import training_config
+
+CONFIG = training_config(iterations=20).to_dict()
+OFFER = Offer("10.0.0.1", 4000, CheckpointRef(1, 10, "sha256:aa"))
+RANKS = {0: (0, 1), 1: (2, 3)}
+
+
+def verified(step):
+    return Verified(CheckpointRef(1, step, "sha256:aa"), "s3://b/x", "2026-01-01T00:00:00Z", 9)
+
+
+class Agent:
+    """A machine of member `place`, told things in the words of the tests; `did` is what it asked for last."""
+
+    def __init__(self, place=0):
+        self.place = place
+        self.boot = f"boot-{place}"
+        me = m.Identity("uid-1", self.boot, f"demo-w{place}-0", 0, "n1", "10.0.0.9", "/scratch")
+        self.machine = m.Machine(me, now=0)
+        self.now = 0.0
+        self.did: tuple[m.Action, ...] = ()
+
+    def tell(self, kind, *args, **more):
+        self.did = self.machine.handle(kind(self.now, *args, **more))
+        return self
+
+    def assigned(self, attempt, phase, listed=True, run_uid="uid-1"):
+        members = tuple(Member(i, f"boot-{i}" if listed else "other") for i in range(2))
+        offer = OFFER if phase == "run" else None
+        assignment = Assignment(run_uid, attempt, phase, members, 2, Layout(2, 1, 2), offer)
+        return self.tell(m.Assigned, assignment, CONFIG)
+
+    def ready(self):
+        return self.tell(m.WorkersReady)
+
+    def running(self, attempt):
+        self.ready().assigned(attempt, "hold").assigned(attempt, "run")
+        return self
+
+    def training(self, attempt):
+        self.running(attempt)
+        for rank in RANKS[self.place]:
+            self.tell(m.WorkerStarted, Started(attempt, rank, 10))
+        return self
+
+    def exited(self, attempt, rank, code=0, cause=None):
+        failure = Failure(cause, f"{cause}!", code, rank) if cause else None
+        return self.tell(m.WorkerExited, Exited(attempt, rank, code, failure))
+
+    def saved(self, attempt, step):
+        for rank in RANKS[self.place]:
+            self.tell(m.WorkerSaved, Saved(attempt, rank, step, f"/scratch/{rank}", 0.1, 8))
+        return self
+
+    @property
+    def said(self):
+        return self.machine.report
+
+
+def kinds(actions):
+    return [type(a) for a in actions]
+
+
+def test_an_agent_is_idle_for_an_attempt_once_its_fork_server_is_warm():
+    agent = Agent(1).assigned(1, "hold")
+    assert (agent.said.attempt, agent.said.state) == (0, "idle")
+    agent.ready()
+    assert (agent.said.attempt, agent.said.state) == (1, "idle")
+
+
+def test_the_leader_prepares_while_holding_and_the_others_do_not():
+    assert Agent(0).assigned(1, "hold").did == (m.Prepare(1, CONFIG),)
+    assert Agent(1).assigned(1, "hold").did == ()
+
+
+def test_the_leader_prepares_once_an_attempt():
+    agent = Agent(0).assigned(1, "hold").assigned(1, "hold")
+    assert agent.did == ()
+
+
+def test_the_offer_is_reported_when_prepared_and_gone_with_the_next_attempt():
+    agent = Agent(0).ready().assigned(1, "hold").tell(m.Prepared, 1, OFFER, verified(10))
+    assert agent.said.offer == OFFER
+    assert agent.said.verified == verified(10)
+    agent.assigned(2, "hold")
+    assert agent.said.offer is None
+
+
+def test_a_late_answer_of_an_abandoned_preparation_is_not_offered():
+    agent = Agent(0).ready().assigned(1, "hold").assigned(2, "hold").tell(m.Prepared, 1, OFFER, None)
+    assert agent.said.offer is None
+
+
+def test_a_hindrance_is_told_until_it_is_mended():
+    found = Problem("DataNotFound", "no data")
+    agent = Agent(0).ready().assigned(1, "hold").tell(m.PrepareHindered, 1, found)
+    assert agent.said.problem == found
+    assert agent.said.state == "idle"
+    agent.tell(m.Prepared, 1, OFFER, None)
+    assert agent.said.problem is None
+
+
+def test_a_fenced_leader_says_by_which_attempt():
+    agent = Agent(0).ready().assigned(1, "hold").tell(m.FencedOut, 1, 7)
+    assert agent.said.fenced_by == 7
+    agent.assigned(8, "hold")
+    assert agent.said.fenced_by is None
+
+
+def test_run_starts_the_ranks_of_its_place():
+    agent = Agent(1).running(3)
+    (start,) = agent.did
+    assert start.start.ranks == (2, 3)
+    assert start.start.checkpoint == OFFER.checkpoint
+    assert (start.start.master_address, start.start.master_port) == ("10.0.0.1", 4000)
+    assert start.start.interface_address == "10.0.0.9"
+    assert not start.as_leader
+    assert agent.said.state == "starting"
+
+
+def test_only_the_leader_hands_over_the_listening_socket():
+    (start,) = Agent(0).running(3).did
+    assert start.as_leader
+
+
+def test_training_is_said_when_every_local_rank_has_started():
+    agent = Agent(1).running(3).tell(m.WorkerStarted, Started(3, 2, 10))
+    assert agent.said.state == "starting"
+    agent.tell(m.WorkerStarted, Started(3, 3, 10))
+    assert agent.said.state == "training"
+    agent.tell(m.WorkerStepped, Step(3, 2, 11, 44, 2816, 5.5, 1e-3, 0.7, 1234.0, {"total": 0.1}))
+    assert (agent.said.progress.iteration, agent.said.progress.loss) == (11, 5.5)
+
+
+def test_an_attempt_is_started_once_even_if_run_is_seen_again():
+    assert Agent(1).running(3).assigned(3, "run").did == ()
+
+
+def test_a_lower_attempt_than_seen_is_ignored():
+    agent = Agent(1).ready().assigned(5, "hold").assigned(4, "run")
+    assert agent.did == ()
+    assert agent.said.attempt == 5
+
+
+def test_an_attempt_is_not_held_again_after_it_ran():
+    agent = Agent(1).training(3).assigned(3, "hold")
+    assert agent.did == ()
+    assert agent.said.state == "training"
+
+
+def test_the_assignment_of_another_run_of_the_same_name_is_ignored():
+    agent = Agent(0).ready().assigned(1, "hold", run_uid="uid-old")
+    assert agent.did == ()
+    assert agent.said.attempt == 0
+
+
+def test_hold_stops_the_workers_and_idle_is_said_only_when_they_are_reaped():
+    agent = Agent(1).training(3).assigned(4, "hold")
+    assert agent.did == (m.StopWorkers(3),)
+    assert (agent.said.attempt, agent.said.state) == (3, "training")
+    agent.tell(m.WorkersStopped)
+    assert (agent.said.attempt, agent.said.state) == (4, "idle")
+
+
+def test_nothing_starts_before_the_workers_before_are_reaped():
+    agent = Agent(1).training(3).assigned(4, "hold").assigned(4, "run")
+    assert agent.did == ()
+    agent.tell(m.WorkersStopped)
+    assert kinds(agent.did) == [m.StartWorkers]
+    assert agent.did[0].start.attempt == 4
+
+
+def test_an_agent_that_is_not_listed_stops_what_is_over_and_keeps_still():
+    agent = Agent(1).training(3).assigned(4, "hold", listed=False)
+    assert agent.did == (m.StopWorkers(3),)
+    agent.tell(m.WorkersStopped)
+    assert agent.did == ()
+    agent.assigned(4, "run", listed=False)
+    assert agent.did == ()
+    assert agent.said.attempt == 3
+
+
+def test_a_failed_worker_fails_the_attempt_at_once_and_the_others_are_stopped():
+    agent = Agent(1).training(3).exited(3, 2, 70, "Crash")
+    assert agent.said.state == "failed"
+    assert agent.said.failure.cause == "Crash"
+    assert agent.did == (m.StopWorkers(3),)
+    agent.tell(m.WorkersStopped)
+    assert agent.did == ()
+    assert agent.said.state == "failed"
+
+
+def test_a_real_cause_replaces_peer_and_not_the_other_way():
+    agent = Agent(1).training(3).exited(3, 2, 75, "Peer").exited(3, 3, 78, "UserError")
+    assert agent.said.failure.cause == "UserError"
+    agent = Agent(1).training(3).exited(3, 2, 78, "UserError").exited(3, 3, 75, "Peer")
+    assert agent.said.failure.cause == "UserError"
+
+
+def test_a_worker_that_the_agent_itself_killed_is_no_cause():
+    agent = Agent(1).training(3).exited(3, 2, 75, "Peer").exited(3, 3, -signal.SIGKILL, "Crash")
+    assert agent.said.failure.cause == "Peer"
+
+
+def test_an_exit_without_an_explanation_is_a_crash_with_its_code():
+    agent = Agent(1).training(3).exited(3, 2, -11)
+    assert agent.said.failure.cause == "Crash"
+    assert agent.said.failure.exit_code == -11
+
+
+def test_a_failed_attempt_is_followed_by_idle_of_the_next():
+    agent = Agent(1).training(3).exited(3, 2, 70, "Crash").tell(m.WorkersStopped).assigned(4, "hold")
+    assert (agent.said.attempt, agent.said.state, agent.said.failure) == (4, "idle", None)
+
+
+def test_a_vanished_fork_server_fails_the_attempt_and_idle_waits_for_the_next_one():
+    agent = Agent(1).training(3).tell(m.WorkersLost, Failure("Crash", "gone"))
+    assert agent.said.state == "failed"
+    agent.assigned(4, "hold")
+    assert (agent.said.attempt, agent.said.state) == (3, "failed")
+    agent.ready()
+    assert (agent.said.attempt, agent.said.state) == (4, "idle")
+
+
+def test_a_fork_server_that_vanishes_with_no_worker_fails_nothing():
+    agent = Agent(1).ready().assigned(1, "hold").tell(m.WorkersLost, Failure("Crash", "gone"))
+    assert agent.said.failure is None
+
+
+def test_a_fork_server_that_stays_away_is_told_with_where_to_look():
+    agent = Agent(1).assigned(1, "hold")
+    assert agent.said.problem is None
+    agent.now = 61
+    agent.tell(m.Ticked)
+    assert agent.said.problem.reason == "WorkerNotReady"
+    assert "kubectl logs demo-w1-0 -c worker" in agent.said.problem.message
+    assert agent.ready().said.problem is None
+
+
+def test_a_step_is_uploaded_when_every_local_rank_saved_it():
+    agent = Agent(1).training(3)
+    agent.tell(m.WorkerSaved, Saved(3, 2, 10, "/scratch/2", 0.1, 8))
+    assert agent.did == ()
+    agent.tell(m.WorkerSaved, Saved(3, 3, 10, "/scratch/3", 0.1, 8))
+    (upload,) = agent.did
+    assert (upload.attempt, upload.step, upload.world_size) == (3, 10, 4)
+    assert [s.rank for s in upload.saved] == [2, 3]
+
+
+def test_only_the_leader_commits_what_was_uploaded():
+    assert Agent(0).training(3).saved(3, 10).tell(m.ShardUploaded, 3, 10).did == (m.Commit(3, 10, 2),)
+    assert Agent(1).training(3).saved(3, 10).tell(m.ShardUploaded, 3, 10).did == ()
+
+
+def finished(agent, attempt):
+    agent.training(attempt).saved(attempt, 20)
+    for rank in RANKS[agent.place]:
+        agent.exited(attempt, rank)
+    return agent
+
+
+def test_a_follower_is_done_when_its_workers_ended_well_and_its_shard_is_uploaded():
+    agent = finished(Agent(1), 3)
+    assert agent.said.state == "training"
+    agent.tell(m.ShardUploaded, 3, 20)
+    assert agent.said.state == "done"
+
+
+def test_the_leader_is_done_when_the_last_checkpoint_is_in_head():
+    agent = finished(Agent(0), 3).tell(m.ShardUploaded, 3, 20)
+    assert agent.said.state == "training"
+    agent.tell(m.CheckpointVerified, 3, verified(20))
+    assert agent.said.state == "done"
+    assert agent.said.verified == verified(20)
+
+
+def test_a_step_that_gave_way_to_a_newer_one_holds_nothing_up():
+    agent = Agent(1).training(3).saved(3, 10)
+    agent = agent.saved(3, 20).exited(3, 2).exited(3, 3).tell(m.ShardUploaded, 3, 20)
+    assert agent.said.state == "done"
+
+
+def test_a_run_that_resumes_at_its_last_checkpoint_is_done_without_saving_again():
+    agent = Agent(0).ready().assigned(3, "hold").tell(m.Prepared, 3, OFFER, verified(20)).assigned(3, "run")
+    agent.exited(3, 0).exited(3, 1)
+    assert agent.said.state == "done"
+
+
+def test_workers_that_end_well_without_the_last_checkpoint_are_a_failure_and_never_done():
+    agent = Agent(0).training(3).exited(3, 0).exited(3, 1)
+    assert agent.said.state == "failed"
+    assert "expected 20" in agent.said.failure.message
+
+
+def test_a_last_checkpoint_that_can_never_be_committed_is_a_failure():
+    agent = finished(Agent(0), 3).tell(m.ShardUploaded, 3, 20).tell(m.CheckpointRefused, 3, 20, "cut")
+    assert agent.said.state == "failed"
+    assert agent.said.failure.cause == "Storage"
+
+
+def test_stop_ends_the_worker_container_once_and_done_stays_done():
+    agent = finished(Agent(1), 3).tell(m.ShardUploaded, 3, 20).assigned(3, "stop")
+    assert agent.did == (m.QuitWorkers(),)
+    agent.tell(m.WorkersLost, Failure("Crash", "gone")).assigned(3, "stop")
+    assert agent.did == ()
+    assert agent.said.state == "done"
+
+
+def test_a_stopped_fork_server_is_not_missed():
+    agent = Agent(1).ready().assigned(3, "stop").tell(m.WorkersLost, Failure("Crash", "gone"))
+    agent.now = 1000
+    agent.tell(m.Ticked)
+    assert agent.said.problem is None
+
+
+def test_a_superseded_agent_stops_its_workers_and_starts_none_ever_again():
+    agent = Agent(1).training(3).tell(m.Superseded)
+    assert agent.did == (m.StopWorkers(3),)
+    assert agent.machine.silent
+    agent.tell(m.WorkersStopped).assigned(4, "hold").assigned(4, "run")
+    assert agent.did == ()
+
+
+def test_a_terminated_agent_stops_its_workers_says_draining_and_exits():
+    agent = Agent(1).training(3).tell(m.Terminated)
+    assert agent.did == (m.StopWorkers(3),)
+    assert agent.said.state == "draining"
+    agent.tell(m.WorkersStopped)
+    assert agent.did == (m.Exit(),)
+    assert agent.said.state == "draining"
+
+
+def test_a_terminated_agent_without_workers_exits_at_once():
+    assert Agent(1).ready().assigned(1, "hold").tell(m.Terminated).did == (m.Exit(),)
+
+
+def test_a_fork_server_that_goes_first_when_the_pod_ends_is_no_failure():
+    agent = Agent(1).training(3).tell(m.Terminated).tell(m.WorkersLost, Failure("Crash", "gone"))
+    assert agent.did == (m.Exit(),)
+    assert agent.said.failure is None
+
+
+def test_storage_trouble_is_told_while_training_goes_on():
+    found = Problem("StorageUnreachable", "no answer")
+    agent = Agent(1).training(3).tell(m.StorageTrouble, found)
+    assert (agent.said.state, agent.said.problem) == ("training", found)
+    assert agent.tell(m.StorageTrouble, None).said.problem is None
+
+
+@pytest.mark.parametrize("event", [m.WorkerStarted, m.WorkerExited])
+def test_words_of_workers_of_an_older_attempt_change_nothing(event):
+    agent = Agent(1).training(3).assigned(4, "hold").tell(m.WorkersStopped).assigned(4, "run")
+    before = agent.said
+    agent.tell(event, Started(3, 2, 0) if event is m.WorkerStarted else Exited(3, 2, 70, Failure("Crash", "old")))
+    assert agent.said == before
+    assert agent.did == ()

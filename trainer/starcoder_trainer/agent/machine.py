@@ -1,0 +1,562 @@
+"""Decisions of an agent: events in, actions out. No I/O and no clock, so that a simulation can run whole gangs of it.
+
+What it upholds: workers of at most one attempt at a time; an attempt is started at most once and never after a higher
+one was seen; nothing starts before the workers before it are reaped.
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass, replace
+from typing import Any
+
+from starcoder_trainer.contract.assignment import Assignment, Offer
+from starcoder_trainer.contract.config import TrainingConfig
+from starcoder_trainer.contract.report import Failure, Problem, Progress, Report, State, Verified
+from starcoder_trainer.contract.worker import Exited, Saved, Start, Started, Step
+
+NOT_READY_SECONDS = 60.0
+"""A fork server imports torch and megatron in 10 to 30 s; longer is told to the operator."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who this agent is, and where its workers meet the others."""
+
+    run_uid: str
+    boot_id: str
+    pod: str
+    incarnation: int
+    node: str
+    address: str
+    """IP of the Pod."""
+    scratch: str
+
+
+# Events. `now` is in seconds of any clock that only goes forward.
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """The assignment as the API server has it now."""
+
+    now: float
+    assignment: Assignment
+    config: dict[str, Any]
+    """`TrainingConfig.to_dict()`."""
+
+
+@dataclass(frozen=True)
+class WorkersReady:
+    """The fork server is connected and has preloaded; it has no workers."""
+
+    now: float
+
+
+@dataclass(frozen=True)
+class WorkersLost:
+    """The fork server is gone and its workers with it."""
+
+    now: float
+    failure: Failure
+
+
+@dataclass(frozen=True)
+class WorkerStarted:
+    now: float
+    message: Started
+
+
+@dataclass(frozen=True)
+class WorkerStepped:
+    now: float
+    message: Step
+
+
+@dataclass(frozen=True)
+class WorkerSaved:
+    now: float
+    message: Saved
+
+
+@dataclass(frozen=True)
+class WorkerExited:
+    now: float
+    message: Exited
+
+
+@dataclass(frozen=True)
+class WorkersStopped:
+    """No worker runs; the answer to `StopWorkers`."""
+
+    now: float
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Leader: HEAD is claimed for `attempt`, the port is bound."""
+
+    now: float
+    attempt: int
+    offer: Offer
+    verified: Verified | None
+
+
+@dataclass(frozen=True)
+class PrepareHindered:
+    """Leader: something outside must be mended first; it is tried again without being asked."""
+
+    now: float
+    attempt: int
+    problem: Problem
+
+
+@dataclass(frozen=True)
+class FencedOut:
+    """Leader: HEAD belongs to attempt `by`."""
+
+    now: float
+    attempt: int
+    by: int
+
+
+@dataclass(frozen=True)
+class ShardUploaded:
+    """All local ranks' files of a step and their shard manifest are in the store."""
+
+    now: float
+    attempt: int
+    step: int
+
+
+@dataclass(frozen=True)
+class StorageTrouble:
+    """Uploading or committing meets a problem (and goes on trying), or met one and is well again (None)."""
+
+    now: float
+    problem: Problem | None
+
+
+@dataclass(frozen=True)
+class CheckpointVerified:
+    """Leader: HEAD lists a new step."""
+
+    now: float
+    attempt: int
+    verified: Verified
+
+
+@dataclass(frozen=True)
+class CheckpointRefused:
+    """Leader: a step will never be committed, since what was uploaded is not what was saved."""
+
+    now: float
+    attempt: int
+    step: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Superseded:
+    """A later Pod of the same member has answered."""
+
+    now: float
+
+
+@dataclass(frozen=True)
+class Terminated:
+    """SIGTERM."""
+
+    now: float
+
+
+@dataclass(frozen=True)
+class Ticked:
+    now: float
+
+
+Event = (
+    Assigned
+    | WorkersReady
+    | WorkersLost
+    | WorkerStarted
+    | WorkerStepped
+    | WorkerSaved
+    | WorkerExited
+    | WorkersStopped
+    | Prepared
+    | PrepareHindered
+    | FencedOut
+    | ShardUploaded
+    | StorageTrouble
+    | CheckpointVerified
+    | CheckpointRefused
+    | Superseded
+    | Terminated
+    | Ticked
+)
+
+# Actions.
+
+
+@dataclass(frozen=True)
+class StartWorkers:
+    start: Start
+    as_leader: bool
+    """Hand over the listening socket that was bound for this attempt."""
+
+
+@dataclass(frozen=True)
+class StopWorkers:
+    attempt: int
+
+
+@dataclass(frozen=True)
+class QuitWorkers:
+    """End the worker container with exit code 0."""
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Leader: check, claim HEAD, choose a checkpoint, bind the port; an older preparation is abandoned."""
+
+    attempt: int
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Upload:
+    attempt: int
+    step: int
+    world_size: int
+    saved: tuple[Saved, ...]
+    """Of all local ranks."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Leader: wait for the other members' shards of this step, verify, list it in HEAD."""
+
+    attempt: int
+    step: int
+    members: int
+    """Shards to wait for."""
+
+
+@dataclass(frozen=True)
+class Exit:
+    """End the agent with exit code 0."""
+
+
+Action = StartWorkers | StopWorkers | QuitWorkers | Prepare | Upload | Commit | Exit
+
+
+@dataclass
+class _Workers:
+    """Processes of one attempt, from the moment that they are asked for until they are known to be reaped."""
+
+    attempt: int
+    ranks: frozenset[int]
+    started: frozenset[int] = frozenset()
+    finished: frozenset[int] = frozenset()
+    stopping: bool = False
+
+
+class Machine:
+    def __init__(self, me: Identity, now: float) -> None:
+        self.me = me
+        self._seen = 0
+        self._assignment: Assignment | None = None
+        self._config: dict[str, Any] = {}
+        self._iterations = 0
+        self._attempt = 0
+        self._state: State = "idle"
+        self._ready = False
+        self._waiting_since = now
+        self._workers: _Workers | None = None
+        self._last_started = 0
+        self._prepared_for = 0
+        self._all_finished = False
+        """Every local rank of the attempt ended well."""
+        self._saves: dict[tuple[int, int], dict[int, Saved]] = {}
+        self._pending: set[tuple[int, int]] = set()
+        """(attempt, step) handed to the uploader and, on the leader, the committer."""
+        self._offer: Offer | None = None
+        self._verified: Verified | None = None
+        self._failure: Failure | None = None
+        self._problem: Problem | None = None
+        self._storage_problem: Problem | None = None
+        self._fenced_by: int | None = None
+        self._progress: Progress | None = None
+        self._superseded = False
+        self._terminated = False
+        self._quit = False
+
+    @property
+    def report(self) -> Report:
+        holding = self._offer is not None and self._prepared_for == self._attempt
+        return Report(
+            boot_id=self.me.boot_id,
+            pod=self.me.pod,
+            incarnation=self.me.incarnation,
+            node=self.me.node,
+            attempt=self._attempt,
+            state=self._state,
+            progress=self._progress,
+            offer=self._offer if holding else None,
+            verified=self._verified,
+            failure=self._failure,
+            problem=self._problem or self._storage_problem,
+            fenced_by=self._fenced_by,
+        )
+
+    @property
+    def silent(self) -> bool:
+        """A later Pod answers for this member; writing its Lease would hide it."""
+        return self._superseded
+
+    def handle(self, event: Event) -> tuple[Action, ...]:
+        """What to do now. Actions are carried out in order, their outcomes come back as events."""
+        out: list[Action] = []
+        match event:
+            case Assigned(assignment=assignment, config=config):
+                self._assigned(assignment, config)
+            case WorkersReady():
+                self._ready, self._problem = True, None
+            case WorkersLost(failure=failure):
+                self._lost(failure, event.now)
+            case WorkerStarted(message=message):
+                self._worker_started(message)
+            case WorkerStepped(message=message):
+                self._worker_stepped(message)
+            case WorkerSaved(message=message):
+                out += self._worker_saved(message)
+            case WorkerExited(message=message):
+                self._worker_exited(message)
+            case WorkersStopped() if self._workers and self._workers.stopping:
+                self._workers = None
+            case Prepared(attempt=attempt) if attempt == self._prepared_for:
+                self._offer, self._verified, self._problem = event.offer, event.verified, None
+            case PrepareHindered(attempt=attempt) if attempt == self._prepared_for:
+                self._problem = event.problem
+            case FencedOut(attempt=attempt) if self._assignment and attempt == self._assignment.attempt:
+                self._fenced_by = max(event.by, self._fenced_by or 0)
+            case ShardUploaded(attempt=attempt, step=step):
+                if self._leads(attempt):
+                    assert self._assignment is not None
+                    out.append(Commit(attempt, step, len(self._assignment.members)))
+                else:
+                    self._settle(attempt, step)
+            case StorageTrouble(problem=problem):
+                self._storage_problem = problem
+            case CheckpointVerified(attempt=attempt, verified=verified):
+                self._settle(attempt, verified.checkpoint.step)
+                if self._leads(attempt):
+                    self._verified = verified
+            case CheckpointRefused(attempt=attempt, step=step, message=message):
+                self._pending.discard((attempt, step))
+                if self._running(attempt) or (attempt == self._attempt and self._all_finished):
+                    self._refused(step, message)
+            case Superseded():
+                self._superseded = True
+            case Terminated():
+                self._terminated = True
+            case Ticked():
+                pass
+        self._tell_long_wait(event.now)
+        self._finish()
+        out += self._drive()
+        return tuple(out)
+
+    # Events
+
+    def _assigned(self, assignment: Assignment, config: dict[str, Any]) -> None:
+        if assignment.run_uid != self.me.run_uid or assignment.attempt < self._seen:
+            return
+        current = self._assignment
+        if current and current.attempt == assignment.attempt and current.phase != "hold" and assignment.phase == "hold":
+            return  # an attempt is formed once
+        if assignment.attempt > self._seen:
+            self._seen = assignment.attempt
+            self._problem = self._problem if self._problem and self._problem.reason == "WorkerNotReady" else None
+            self._fenced_by = None
+        self._assignment, self._config = assignment, config
+        self._iterations = TrainingConfig.from_dict(config).training.iterations
+
+    def _lost(self, failure: Failure, now: float) -> None:
+        if self._ready:
+            self._waiting_since = now
+        self._ready = False
+        workers, self._workers = self._workers, None
+        if workers and not workers.stopping and not self._terminated:
+            self._fail(failure)
+
+    def _worker_started(self, message: Started) -> None:
+        if not self._running(message.attempt):
+            return
+        assert self._workers is not None
+        self._workers.started |= {message.rank}
+        self._progress = replace(self._progress or Progress(), iteration=message.iteration)
+        if self._workers.started >= self._workers.ranks and self._state == "starting":
+            self._state = "training"
+
+    def _worker_stepped(self, message: Step) -> None:
+        if self._running(message.attempt):
+            self._progress = Progress(
+                iteration=message.iteration,
+                consumed_samples=message.consumed_samples,
+                consumed_tokens=message.consumed_tokens,
+                loss=message.loss,
+                tokens_per_second=message.tokens_per_second,
+            )
+
+    def _worker_saved(self, message: Saved) -> list[Action]:
+        if self._workers is None or self._workers.attempt != message.attempt:
+            return []
+        # Also while they are being stopped: what is on disk outlives its worker, and the next claimer adopts it.
+        key = (message.attempt, message.step)
+        saved = self._saves.setdefault(key, {})
+        saved[message.rank] = message
+        if saved.keys() < self._workers.ranks or key in self._pending:
+            return []
+        assert self._assignment is not None
+        # A step that not all local ranks saved by now never will be: ranks save in order.
+        self._saves = {k: v for k, v in self._saves.items() if k[0] == key[0] and k[1] > key[1]}
+        self._pending.add(key)
+        return [Upload(*key, self._assignment.layout.world_size, tuple(saved[r] for r in sorted(saved)))]
+
+    def _worker_exited(self, message: Exited) -> None:
+        workers = self._workers
+        if workers is None or workers.attempt != message.attempt:
+            return
+        if message.exit_code == 0 and message.failure is None:
+            if workers.stopping:
+                return
+            workers.finished |= {message.rank}
+            if workers.finished >= workers.ranks:
+                self._workers, self._all_finished = None, True
+            return
+        if workers.stopping and (self._state != "failed" or message.exit_code == -signal.SIGKILL):
+            return  # killed because we asked for it
+        self._fail(
+            message.failure
+            or Failure("Crash", f"worker ended with exit code {message.exit_code}", message.exit_code, message.rank)
+        )
+
+    def _refused(self, step: int, message: str) -> None:
+        if step >= self._iterations:
+            self._fail(Failure("Storage", f"the last checkpoint is not what was saved: {message}", iteration=step))
+
+    # What follows from them
+
+    def _fail(self, failure: Failure) -> None:
+        """The attempt is over here. A cause of its own replaces one that only says that a peer went away."""
+        if self._state != "failed" or (self._failure and self._failure.cause == "Peer" and failure.cause != "Peer"):
+            self._failure = failure
+        self._state = "failed"
+        self._all_finished = False
+
+    def _settle(self, attempt: int, step: int) -> None:
+        """Steps up to `step` need no upload and no commit any more."""
+        self._pending = {(a, s) for a, s in self._pending if a != attempt or s > step}
+
+    def _finish(self) -> None:
+        if not self._all_finished or self._state == "done":
+            return
+        if any(a == self._attempt for a, _ in self._pending):
+            return
+        if self._leads(self._attempt):
+            step = self._verified.checkpoint.step if self._verified else 0
+            if step < self._iterations:
+                self._fail(
+                    Failure(
+                        "Crash",
+                        f"workers ended well, but the newest verified checkpoint is of iteration {step}, expected "
+                        f"{self._iterations}",
+                    )
+                )
+                return
+        self._state = "done"
+
+    def _tell_long_wait(self, now: float) -> None:
+        if self._ready or self._quit or now - self._waiting_since < NOT_READY_SECONDS:
+            return
+        waited = int(now - self._waiting_since) // 10 * 10
+        self._problem = Problem(
+            "WorkerNotReady",
+            f"the worker container of Pod {self.me.pod} did not answer for {waited} s, expected its fork server; see "
+            f"`kubectl logs {self.me.pod} -c worker`",
+        )
+
+    def _drive(self) -> list[Action]:
+        workers, assignment = self._workers, self._assignment
+        if self._superseded or self._terminated:
+            if workers and not workers.stopping:
+                return self._stop(workers)
+            if self._terminated and workers is None:
+                return [Exit()]
+            return []
+        if assignment is None or self._quit:
+            return []
+        if assignment.phase == "stop":
+            if workers:
+                self._state = "draining"
+            self._quit, self._workers, self._ready = True, None, False
+            return [QuitWorkers()]
+        if workers and not workers.stopping and (workers.attempt < assignment.attempt or self._state == "failed"):
+            return self._stop(workers)
+        place = assignment.place_of(self.me.boot_id)
+        if place is None:
+            return []
+        out: list[Action] = []
+        if place == 0 and assignment.phase == "hold" and self._prepared_for < assignment.attempt:
+            self._prepared_for, self._offer = assignment.attempt, None
+            out.append(Prepare(assignment.attempt, self._config))
+        if self._workers is None and self._ready:
+            self._enter(assignment, place)
+            if assignment.phase == "run" and assignment.offer and self._last_started < assignment.attempt:
+                out.append(self._start(assignment, assignment.offer, place))
+        return out
+
+    def _stop(self, workers: _Workers) -> list[Action]:
+        workers.stopping = True
+        if self._terminated and self._state in ("starting", "training"):
+            self._state = "draining"
+        return [StopWorkers(workers.attempt)]
+
+    def _enter(self, assignment: Assignment, place: int) -> None:
+        """No worker runs and one can be forked: what is said from here on is about the assignment's attempt."""
+        if self._attempt == assignment.attempt:
+            return
+        self._attempt, self._state = assignment.attempt, "idle"
+        self._failure, self._all_finished = None, False
+        if place != 0:
+            self._verified = None
+
+    def _start(self, assignment: Assignment, offer: Offer, place: int) -> StartWorkers:
+        per_member = assignment.gpus_per_member
+        ranks = tuple(range(place * per_member, (place + 1) * per_member))
+        self._workers = _Workers(assignment.attempt, frozenset(ranks))
+        self._last_started = assignment.attempt
+        self._state = "starting"
+        return StartWorkers(
+            Start(
+                attempt=assignment.attempt,
+                ranks=ranks,
+                layout=assignment.layout,
+                master_address=offer.address,
+                master_port=offer.port,
+                checkpoint=offer.checkpoint,
+                config=self._config,
+                scratch=self.me.scratch,
+                interface_address=self.me.address,
+            ),
+            as_leader=place == 0,
+        )
+
+    def _running(self, attempt: int) -> bool:
+        return self._workers is not None and self._workers.attempt == attempt and not self._workers.stopping
+
+    def _leads(self, attempt: int) -> bool:
+        assignment = self._assignment
+        return assignment is not None and assignment.attempt == attempt and assignment.place_of(self.me.boot_id) == 0

@@ -1,0 +1,180 @@
+"""`starcoder-trainer agent`: the native sidecar of a Pod, and the only holder of its API token."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from kubernetes.aio import client
+from kubernetes.aio import config as kubernetes_config
+
+from starcoder_trainer.agent.kube import Heartbeat, LeaseName, watch_assignment
+from starcoder_trainer.agent.logs import log_json
+from starcoder_trainer.agent.machine import Identity
+from starcoder_trainer.agent.metrics import Metrics
+from starcoder_trainer.agent.preflight import CheckData
+from starcoder_trainer.agent.supervisor import Supervisor, Surroundings
+from starcoder_trainer.contract import names
+from starcoder_trainer.contract.config import StorageConfig
+from starcoder_trainer.contract.report import Report
+from starcoder_trainer.storage.open import open_store
+from starcoder_trainer.storage.store import ObjectStore
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 2.0
+ENV_HEARTBEAT = "STARCODER_HEARTBEAT_SECONDS"
+
+
+class BadEnvironment(Exception):
+    """A variable that the operator sets in every Pod is missing or no number."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    run: str
+    run_uid: str
+    namespace: str
+    member: int
+    incarnation: int
+    pod: str
+    pod_ip: str
+    node: str
+    heartbeat_seconds: float
+    worker_socket: Path = Path(names.WORKER_SOCKET)
+    scratch: str = names.SCRATCH_DIR
+    credentials_dir: Path = Path(names.CREDENTIALS_DIR)
+    metrics_port: int = names.METRICS_PORT
+
+    @classmethod
+    def from_environment(cls, env: Mapping[str, str]) -> Settings:
+        def said(name: str) -> str:
+            if not env.get(name):
+                raise BadEnvironment(f"{name}: missing or empty, expected the operator to set it in the Pod")
+            return env[name]
+
+        def number[N: (int, float)](name: str, kind: type[N], text: str) -> N:
+            try:
+                return kind(text)
+            except ValueError as e:
+                raise BadEnvironment(f"{name}: found {text!r}, expected a number") from e
+
+        return cls(
+            run=said(names.ENV_RUN),
+            run_uid=said(names.ENV_RUN_UID),
+            namespace=said(names.ENV_NAMESPACE),
+            member=number(names.ENV_MEMBER, int, said(names.ENV_MEMBER)),
+            incarnation=number(names.ENV_INCARNATION, int, said(names.ENV_INCARNATION)),
+            pod=said(names.ENV_POD),
+            pod_ip=said(names.ENV_POD_IP),
+            node=said(names.ENV_NODE),
+            heartbeat_seconds=number(ENV_HEARTBEAT, float, env.get(ENV_HEARTBEAT) or str(HEARTBEAT_SECONDS)),
+        )
+
+
+def build_version() -> str:
+    try:
+        return version("starcoder-operator")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+async def serve(settings: Settings, api_client: client.ApiClient, check_data: CheckData, stop: asyncio.Event) -> None:
+    """Until `stop` is set and the workers are stopped."""
+    me = Identity(
+        run_uid=settings.run_uid,
+        boot_id=uuid.uuid4().hex[:16],
+        pod=settings.pod,
+        incarnation=settings.incarnation,
+        node=settings.node,
+        address=settings.pod_ip,
+        scratch=settings.scratch,
+    )
+    context: dict[str, object] = {"run": settings.run, "member": settings.member, "attempt": 0, "iteration": 0}
+    log_json(context)
+    metrics = Metrics(settings.run, build_version())
+    lease = LeaseName(settings.namespace, names.lease_name(settings.run, settings.member))
+
+    def publish(report: Report) -> None:
+        context.update(attempt=report.attempt, iteration=report.progress.iteration if report.progress else 0)
+        heartbeat.report(report)
+
+    def open_here(uri: str, storage: StorageConfig) -> ObjectStore:
+        return open_store(uri, storage, settings.credentials_dir)
+
+    supervisor = Supervisor(
+        me,
+        Surroundings(
+            open_store=open_here,
+            check_data=check_data,
+            worker_socket=settings.worker_socket,
+            member=settings.member,
+            report=publish,
+            metrics=metrics,
+        ),
+    )
+    heartbeat = Heartbeat(client.CoordinationV1Api(api_client), lease, settings.heartbeat_seconds, supervisor.supersede)
+    stop_metrics = metrics.serve(settings.metrics_port)
+    log.info("agent of Pod %s on node %s, boot id %s", settings.pod, settings.node, me.boot_id)
+    try:
+        # Any of them failing ends the process: the kubelet starts a new agent rather than leave half of one.
+        async with asyncio.TaskGroup() as tasks:
+            supervising = tasks.create_task(supervisor.run())
+            await asyncio.sleep(0)  # its loop takes events from here on
+            core = client.CoreV1Api(api_client)
+            others = [
+                tasks.create_task(watch_assignment(core, settings.namespace, settings.run, supervisor.assign)),
+                tasks.create_task(heartbeat.run()),
+                tasks.create_task(_terminate_at(stop, supervisor)),
+            ]
+            await asyncio.wait({supervising})
+            for task in others:
+                task.cancel()
+        if not supervisor.silent:
+            await _say_goodbye(heartbeat, supervisor.report)
+    finally:
+        stop_metrics()
+
+
+async def _terminate_at(stop: asyncio.Event, supervisor: Supervisor) -> None:
+    await stop.wait()
+    supervisor.terminate()
+
+
+async def _say_goodbye(heartbeat: Heartbeat, report: Report) -> None:
+    """The last state, so that the operator need not wait for silence."""
+    try:
+        await asyncio.wait_for(heartbeat.beat(report), HEARTBEAT_SECONDS)
+    except Exception as e:
+        log.warning("last report not delivered: %s", e)
+
+
+async def _in_cluster() -> None:
+    from starcoder_trainer.data import preflight as data
+
+    settings = Settings.from_environment(os.environ)
+    kubernetes_config.load_incluster_config()
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with client.ApiClient() as api_client:
+        await serve(settings, api_client, data.check, stop)
+
+
+def main() -> int:
+    try:
+        asyncio.run(_in_cluster())
+    except (BadEnvironment, kubernetes_config.ConfigException) as e:
+        print(f"starcoder-trainer agent: {e}", file=sys.stderr)
+        return 1
+    sys.stderr.flush()
+    # A thread may be in the middle of an upload that nobody waits for; ordinary exit would join it.
+    os._exit(0)

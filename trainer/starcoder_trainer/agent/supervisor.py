@@ -1,0 +1,273 @@
+"""Carries out what the machine decides, and brings it what came of it.
+
+Knows no Kubernetes: assignments come in, reports go out; a Pod's agent and a local run differ only in who is at the
+other end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starcoder_trainer.agent import machine as m
+from starcoder_trainer.agent import preflight
+from starcoder_trainer.agent.channel import Channel, NotConnected
+from starcoder_trainer.agent.committer import Committer
+from starcoder_trainer.agent.ledger import Claimed, Ledger
+from starcoder_trainer.agent.metrics import Metrics
+from starcoder_trainer.agent.upload import Uploader, Uploads, delete_leftovers
+from starcoder_trainer.contract.assignment import Assignment
+from starcoder_trainer.contract.config import StorageConfig, TrainingConfig
+from starcoder_trainer.contract.report import Failure, Report
+from starcoder_trainer.contract.worker import Exited, Message, Quit, Ready, Saved, Start, Started, Step, Stop, Stopped
+from starcoder_trainer.storage.store import ObjectStore, StorageError
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 5.0
+RETRY_SECONDS = 3.0
+"""Between two tries of a preparation that something outside hinders."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a supervisor needs of the world."""
+
+    open_store: Callable[[str, StorageConfig], ObjectStore]
+    check_data: preflight.CheckData
+    worker_socket: Path
+    member: int
+    report: Callable[[Report], None]
+    """Called on each change."""
+    metrics: Metrics
+    retry_seconds: float = RETRY_SECONDS
+
+
+class _Over(Exception):
+    """Ends the services with the supervisor."""
+
+
+class Supervisor:
+    def __init__(self, me: m.Identity, around: Surroundings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._me = me
+        self._around = around
+        self._clock = clock
+        self._machine = m.Machine(me, clock())
+        self._events: asyncio.Queue[m.Event] = asyncio.Queue()
+        self._channel = Channel(around.worker_socket, self._on_message, self._on_lost)
+        self._config: TrainingConfig | None = None
+        self._stores: dict[str, ObjectStore] = {}
+        self._ledger_of_run: Ledger | None = None
+        self._listener: tuple[int, socket.socket] | None = None
+        """(attempt, socket that was offered for it)"""
+        self._preparing: asyncio.Task[None] | None = None
+        self._checked: TrainingConfig | None = None
+        self._world_size = 1
+        self._uploader = Uploader(around.member, self._checkpoints, self.post, self._on_uploaded, clock)
+        self._committer = Committer(self._ledger, lambda: self._checkpoints().uri, self.post, clock)
+        self._reported: Report | None = None
+        self._started: dict[int, tuple[int, ...]] = {}
+        """Attempt -> local ranks, of attempts whose local files may still be there."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: asyncio.TaskGroup | None = None
+
+    @property
+    def report(self) -> Report:
+        return self._machine.report
+
+    @property
+    def silent(self) -> bool:
+        return self._machine.silent
+
+    def post(self, event: m.Event) -> None:
+        """From any thread."""
+        assert self._loop is not None, "run() has not begun"
+        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    def assign(self, assignment: Assignment, config: dict[str, Any]) -> None:
+        self.post(m.Assigned(self._clock(), assignment, config))
+
+    def supersede(self) -> None:
+        self.post(m.Superseded(self._clock()))
+
+    def terminate(self) -> None:
+        self.post(m.Terminated(self._clock()))
+
+    async def run(self) -> None:
+        """Until the machine exits, which it does after `terminate`."""
+        self._loop = asyncio.get_running_loop()
+        self._publish()
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                for service in (self._channel.run(), self._uploader.run(), self._committer.run(), self._tick()):
+                    self._tasks.create_task(service)
+                while await self._handle(await self._events.get()):
+                    pass
+                raise _Over
+        except* _Over:
+            pass
+        finally:
+            self._close_listener()
+
+    async def _handle(self, event: m.Event) -> bool:
+        """Whether to go on."""
+        if isinstance(event, m.Assigned) and event.assignment.run_uid == self._me.run_uid:
+            self._config = TrainingConfig.from_dict(event.config)
+            self._world_size = event.assignment.layout.world_size
+        actions = self._machine.handle(event)
+        self._publish()
+        for action in actions:
+            log.info("%s", action if not isinstance(action, m.StartWorkers) else f"start ranks {action.start.ranks}")
+            if isinstance(action, m.Exit):
+                return False
+            await self._carry_out(action)
+        return True
+
+    async def _carry_out(self, action: m.Action) -> None:
+        match action:
+            case m.StartWorkers(start, as_leader):
+                await self._make_room(start)
+                await self._send(start, self._take_listener(start.attempt) if as_leader else None)
+            case m.StopWorkers(attempt):
+                await self._send(Stop(attempt), None)
+            case m.QuitWorkers():
+                await self._send(Quit(), None)
+            case m.Prepare(attempt, config):
+                if self._preparing:
+                    self._preparing.cancel()
+                self._committer.forget_before(attempt)
+                assert self._tasks is not None
+                self._preparing = self._tasks.create_task(self._prepare(attempt, TrainingConfig.from_dict(config)))
+            case m.Upload():
+                self._uploader.add(action)
+            case m.Commit():
+                self._committer.add(action)
+            case m.Exit():
+                pass
+
+    async def _make_room(self, start: Start) -> None:
+        """Half-written steps of workers that were killed; what is being uploaded stays."""
+        self._uploader.forget_before(start.attempt)
+        for attempt in [a for a in self._started if not self._uploader.busy_with(a)]:
+            await asyncio.to_thread(delete_leftovers, Path(start.scratch), attempt, self._started.pop(attempt))
+        self._started[start.attempt] = start.ranks
+
+    async def _send(self, message: Message, listener: socket.socket | None) -> None:
+        try:
+            await self._channel.send(message, listener)
+        except NotConnected as e:
+            # That the server went is told by the channel as an event of its own.
+            log.warning("%s", e)
+        finally:
+            if listener is not None:
+                listener.close()
+
+    async def _prepare(self, attempt: int, config: TrainingConfig) -> None:
+        """Tries until it succeeds, is fenced, or a higher attempt cancels it."""
+        while True:
+            try:
+                if self._checked != config:
+                    await asyncio.to_thread(preflight.check, config, self._open, self._around.check_data)
+                    self._checked = config
+                ledger, store = self._ledger(), self._checkpoints()
+                place = await asyncio.to_thread(preflight.claim, attempt, config, ledger, store.uri, self._me.address)
+            except preflight.Hindered as e:
+                log.warning("%s: %s", e.problem.reason, e.problem.message)
+                self.post(m.PrepareHindered(self._clock(), attempt, e.problem))
+            except preflight.FencedByHead as e:
+                log.warning("attempt %d: %s", attempt, e)
+                self.post(m.FencedOut(self._clock(), attempt, e.by))
+                return
+            else:
+                self._close_listener()
+                self._listener = (attempt, place.listener)
+                self.post(m.Prepared(self._clock(), attempt, place.offer, place.verified))
+                await self._sweep(ledger, place.claimed)
+                return
+            await asyncio.sleep(self._around.retry_seconds)
+
+    async def _sweep(self, ledger: Ledger, claimed: Claimed) -> None:
+        try:
+            if swept := await asyncio.to_thread(ledger.sweep, claimed.head):
+                log.info("deleted %d unfinished checkpoints of older attempts", swept)
+        except StorageError as e:
+            log.warning("not swept: %s", e)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self.post(m.Ticked(self._clock()))
+
+    def _on_message(self, message: Message) -> None:
+        now = self._clock()
+        match message:
+            case Ready():
+                self.post(m.WorkersReady(now))
+            case Started():
+                self.post(m.WorkerStarted(now, message))
+            case Step():
+                self._around.metrics.stepped(message, self._world_size)
+                self.post(m.WorkerStepped(now, message))
+            case Saved():
+                self._around.metrics.saved(message)
+                self.post(m.WorkerSaved(now, message))
+            case Exited():
+                log.log(logging.WARNING if message.exit_code else logging.INFO, "%s", message)
+                self.post(m.WorkerExited(now, message))
+            case Stopped():
+                self.post(m.WorkersStopped(now))
+            case _:
+                log.error("ignored: the fork server sent %s", type(message).__name__)
+
+    def _on_lost(self, why: str) -> None:
+        message = (
+            f"the fork server of Pod {self._me.pod} went away ({why}), expected it to live as long as the Pod; see "
+            f"`kubectl logs {self._me.pod} -c worker --previous`"
+        )
+        self.post(m.WorkersLost(self._clock(), Failure("Crash", message)))
+
+    def _on_uploaded(self, uploads: Uploads) -> None:
+        self._around.metrics.uploaded(uploads.seconds, uploads.size_bytes)
+
+    def _publish(self) -> None:
+        report = self._machine.report
+        if report != self._reported:
+            self._reported = report
+            self._around.metrics.reported(report)
+            self._around.report(report)
+
+    def _open(self, uri: str) -> ObjectStore:
+        assert self._config is not None
+        if uri not in self._stores:
+            self._stores[uri] = self._around.open_store(uri, self._config.storage)
+        return self._stores[uri]
+
+    def _checkpoints(self) -> ObjectStore:
+        assert self._config is not None
+        return self._open(self._config.checkpoint.uri)
+
+    def _ledger(self) -> Ledger:
+        assert self._config is not None
+        if self._ledger_of_run is None:
+            self._ledger_of_run = Ledger(
+                self._checkpoints(), self._config.run, self._me.boot_id, self._config.checkpoint.keep_last
+            )
+        return self._ledger_of_run
+
+    def _take_listener(self, attempt: int) -> socket.socket | None:
+        if self._listener is None or self._listener[0] != attempt:
+            log.error("attempt %d: its port is not held any more", attempt)
+            return None
+        (_, listener), self._listener = self._listener, None
+        return listener
+
+    def _close_listener(self) -> None:
+        if self._listener is not None:
+            self._listener[1].close()
+            self._listener = None

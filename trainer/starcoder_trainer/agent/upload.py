@@ -1,0 +1,196 @@
+"""From local files to the store: a step that all local ranks saved becomes one shard of its checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from starcoder_trainer.agent.machine import CheckpointRefused, Event, ShardUploaded, StorageTrouble, Upload
+from starcoder_trainer.agent.problems import storage_problem
+from starcoder_trainer.contract.codec import ContractError
+from starcoder_trainer.contract.ledger import (
+    FileRecord,
+    RankManifest,
+    ShardManifest,
+    checkpoint_prefix,
+    shard_manifest_key,
+)
+from starcoder_trainer.contract.worker import Saved
+from starcoder_trainer.storage.store import ObjectStore, StorageError
+
+log = logging.getLogger(__name__)
+
+FILES_AT_ONCE = 4
+MOST_WAITING = 2
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 15.0
+
+
+class LocalFilesLost(Exception):
+    """What a worker said to have saved is not on the local disk."""
+
+
+@dataclass(frozen=True)
+class Uploads:
+    """What one shard took: for the metrics."""
+
+    seconds: float
+    size_bytes: int
+
+
+def read_rank_manifest(saved: Saved) -> tuple[Path, RankManifest]:
+    """The rank's manifest lies beside its files; its name is the worker's affair.
+
+    Raises:
+        LocalFilesLost: no manifest of that rank and step is there.
+    """
+    for path in sorted(Path(saved.directory).glob("*.json")):
+        try:
+            manifest = RankManifest.from_json(path.read_bytes())
+        except (ContractError, OSError):
+            continue
+        if (manifest.attempt, manifest.step, manifest.rank) == (saved.attempt, saved.step, saved.rank):
+            return path, manifest
+    raise LocalFilesLost(
+        f"{saved.directory}: found no manifest of rank {saved.rank} step {saved.step}, expected one beside its files"
+    )
+
+
+def upload_shard(store: ObjectStore, member: int, job: Upload) -> ShardManifest:
+    """Files first, the shard's manifest last: it is what the committer looks for.
+
+    Raises:
+        LocalFilesLost: the local disk has not what the workers said to have saved.
+        StorageError: try again, the upload may be repeated.
+    """
+    manifests = [read_rank_manifest(saved)[1] for saved in job.saved]
+    local = {name: Path(s.directory) / name for s, m in zip(job.saved, manifests, strict=True) for name in m.files}
+    common = manifests[0].common
+    if any(m.common != common for m in manifests):
+        raise LocalFilesLost(f"step {job.step}: local ranks disagree about the facts of the run: {common} and others")
+
+    def send(item: tuple[str, Path]) -> FileRecord:
+        name, path = item
+        if not path.is_file():
+            raise LocalFilesLost(f"{path}: missing, expected it beside its rank's manifest")
+        done = store.upload_file(f"{checkpoint_prefix(job.attempt, job.step)}/{name}", path)
+        return FileRecord(name, done.size, done.sha256, done.checksum)
+
+    with ThreadPoolExecutor(FILES_AT_ONCE, "shard") as pool:
+        files = tuple(pool.map(send, sorted(local.items())))
+    shard = ShardManifest(
+        attempt=job.attempt,
+        step=job.step,
+        member=member,
+        ranks=tuple(m.rank for m in manifests),
+        world_size=job.world_size,
+        files=files,
+        pieces=tuple(piece for m in manifests for piece in m.pieces),
+        common=common,
+    )
+    store.put(shard_manifest_key(job.attempt, job.step, member), shard.to_json().encode())
+    return shard
+
+
+def delete_local(job: Upload) -> None:
+    """Makes room for the next step; whatever can't be deleted is the next cleaning's."""
+    for saved in job.saved:
+        folder = Path(saved.directory)
+        try:
+            path, manifest = read_rank_manifest(saved)
+            for name in manifest.files:
+                (folder / name).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            folder.rmdir()
+        except (LocalFilesLost, OSError):
+            continue
+
+
+def delete_leftovers(scratch: Path, attempt: int, ranks: tuple[int, ...]) -> None:
+    """What this Pod's workers of an attempt left half written; other Pods may share the folder (hostPath)."""
+    for rank in ranks:
+        for path in (scratch / "checkpoints" / f"a{attempt}").glob(f"step-*/*rank-{rank:05d}.*"):
+            path.unlink(missing_ok=True)
+
+
+class Uploader:
+    """One step at a time, in order. While the store is away the oldest waiting steps give way to newer ones, so that
+    the local disk holds no more than the step being uploaded and `MOST_WAITING` others."""
+
+    def __init__(
+        self,
+        member: int,
+        store: Callable[[], ObjectStore],
+        post: Callable[[Event], None],
+        done: Callable[[Uploads], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._member = member
+        self._store = store
+        self._post = post
+        self._done = done
+        self._clock = clock
+        self._waiting: deque[Upload] = deque()
+        self._current: Upload | None = None
+        self._wake = asyncio.Event()
+
+    def add(self, job: Upload) -> None:
+        while len(self._waiting) >= MOST_WAITING:
+            self._give_up(self._waiting.popleft(), f"step {job.step} is newer and {MOST_WAITING} may wait")
+        self._waiting.append(job)
+        self._wake.set()
+
+    def forget_before(self, attempt: int) -> None:
+        """Attempt `attempt` has chosen where it starts, so nobody will adopt what those before it still upload."""
+        old = [job for job in self._waiting if job.attempt < attempt]
+        self._waiting = deque(job for job in self._waiting if job.attempt >= attempt)
+        for job in old:
+            self._give_up(job, f"attempt {attempt} has begun")
+
+    def busy_with(self, attempt: int) -> bool:
+        return any(job is not None and job.attempt == attempt for job in (*self._waiting, self._current))
+
+    def _give_up(self, job: Upload, why: str) -> None:
+        log.warning("step %d of attempt %d is not uploaded: %s", job.step, job.attempt, why)
+        delete_local(job)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._wake.wait()
+            if not self._waiting:
+                self._wake.clear()
+                continue
+            self._current = self._waiting.popleft()
+            await self._upload(self._current)
+            self._current = None
+
+    async def _upload(self, job: Upload) -> None:
+        pause, troubled, begun = FIRST_PAUSE_SECONDS, False, self._clock()
+        while True:
+            try:
+                shard = await asyncio.to_thread(upload_shard, self._store(), self._member, job)
+            except StorageError as e:
+                log.warning("upload of step %d: %s", job.step, e)
+                self._post(StorageTrouble(self._clock(), storage_problem(e)))
+                troubled = True
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                continue
+            except (LocalFilesLost, OSError) as e:
+                log.error("step %d is lost: %s", job.step, e)
+                self._post(CheckpointRefused(self._clock(), job.attempt, job.step, str(e)))
+                return
+            break
+        if troubled:
+            self._post(StorageTrouble(self._clock(), None))
+        await asyncio.to_thread(delete_local, job)
+        size = sum(file.size for file in shard.files)
+        self._done(Uploads(self._clock() - begun, size))
+        log.info("uploaded step %d of attempt %d: %d bytes", job.step, job.attempt, size)
+        self._post(ShardUploaded(self._clock(), job.attempt, job.step))

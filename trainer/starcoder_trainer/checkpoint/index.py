@@ -1,0 +1,124 @@
+"""What a committed checkpoint holds: pieces by tensor, complete and without overlap, or an error that says where."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from starcoder_trainer.contract.assignment import CheckpointRef
+from starcoder_trainer.contract.ledger import (
+    MANIFEST,
+    Manifest,
+    Piece,
+    ShardManifest,
+    checkpoint_prefix,
+    digest_of,
+)
+from starcoder_trainer.failures import ConfigurationError
+from starcoder_trainer.storage.store import ObjectStore
+
+from .names import TensorName, parse
+
+
+@dataclass(frozen=True)
+class Index:
+    tensors: dict[TensorName, tuple[Piece, ...]]
+    """Pieces by start."""
+    boxes: dict[tuple[str, str], tuple[TensorName, ...]]
+    """Tensors of each (state, parameter)."""
+    common: dict[str, str]
+
+    def boxes_of(self, state: str, parameter: str, global_shape: tuple[int, ...]) -> tuple[TensorName, ...]:
+        """Tensors that make up one state of one parameter.
+
+        Raises:
+            ConfigurationError: they don't cover `global_shape` exactly once, or a tensor's pieces don't cover it.
+        """
+        boxes = self.boxes.get((state, parameter), ())
+        what = f"checkpoint: {state} of {parameter}"
+        if not boxes:
+            raise ConfigurationError(f"{what} is missing")
+        for box in boxes:
+            outside = len(box.shape) != len(global_shape) or any(
+                o + n > g for o, n, g in zip(box.offset, box.shape, global_shape, strict=True)
+            )
+            if outside:
+                raise ConfigurationError(f"{what}: found {box}, expected parts of shape {global_shape}")
+            self._check_pieces(box)
+        for a, b in itertools.combinations(boxes, 2):
+            if _overlap(a, b):
+                raise ConfigurationError(f"{what}: {a} and {b} overlap")
+        found, expected = sum(b.elements for b in boxes), math.prod(global_shape)
+        if found != expected:
+            raise ConfigurationError(f"{what}: found {found} of {expected} elements, in {', '.join(map(str, boxes))}")
+        return boxes
+
+    def _check_pieces(self, name: TensorName) -> None:
+        end = 0
+        for piece in self.tensors[name]:
+            if piece.dtype != "float32" or piece.total != name.elements:
+                raise ConfigurationError(
+                    f"checkpoint tensor {name}: found {piece.total} elements of {piece.dtype} in {piece.file}, "
+                    f"expected {name.elements} of float32"
+                )
+            if piece.start != end:
+                kind = "missing" if piece.start > end else "present twice"
+                raise ConfigurationError(
+                    f"checkpoint tensor {name}: elements [{min(end, piece.start)}, {max(end, piece.start)}) are {kind}"
+                )
+            end = piece.start + piece.count
+        if end != name.elements:
+            raise ConfigurationError(f"checkpoint tensor {name}: elements [{end}, {name.elements}) are missing")
+
+
+def index_pieces(pieces: Iterable[Piece], common: dict[str, str]) -> Index:
+    tensors: dict[TensorName, list[Piece]] = defaultdict(list)
+    names: dict[str, TensorName] = {}
+    for piece in pieces:
+        if piece.count > 0:
+            name = names.get(piece.tensor) or names.setdefault(piece.tensor, parse(piece.tensor))
+            tensors[name].append(piece)
+    boxes: dict[tuple[str, str], list[TensorName]] = defaultdict(list)
+    for name in tensors:
+        boxes[name.state, name.parameter].append(name)
+    return Index(
+        {name: tuple(sorted(found, key=lambda p: p.start)) for name, found in tensors.items()},
+        {key: tuple(found) for key, found in boxes.items()},
+        common,
+    )
+
+
+def read_index(store: ObjectStore, checkpoint: CheckpointRef) -> Index:
+    """The manifest that HEAD lists, and the shard manifests that it lists, each checked against its digest.
+
+    Raises:
+        StorageError: one can't be read.
+        ConfigurationError: one is not what HEAD or the manifest says.
+    """
+    prefix = checkpoint_prefix(checkpoint.attempt, checkpoint.step)
+    data = store.get(f"{prefix}/{MANIFEST}").data
+    if digest_of(data) != checkpoint.digest:
+        raise ConfigurationError(
+            f"{store.uri}/{prefix}/{MANIFEST}: found {digest_of(data)}, HEAD says {checkpoint.digest}; "
+            "it was overwritten"
+        )
+    manifest = Manifest.from_json(data)
+    pieces: list[Piece] = []
+    for shard in manifest.shards:
+        text = store.get(f"{prefix}/{shard.name}").data
+        if len(text) != shard.size or hashlib.sha256(text).hexdigest() != shard.sha256:
+            raise ConfigurationError(
+                f"{store.uri}/{prefix}/{shard.name}: is not what {MANIFEST} lists; it was overwritten"
+            )
+        pieces.extend(ShardManifest.from_json(text).pieces)
+    return index_pieces(pieces, manifest.common)
+
+
+def _overlap(a: TensorName, b: TensorName) -> bool:
+    return all(
+        oa < ob + nb and ob < oa + na for oa, na, ob, nb in zip(a.offset, a.shape, b.offset, b.shape, strict=True)
+    )

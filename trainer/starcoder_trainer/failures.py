@@ -1,0 +1,83 @@
+"""Our exceptions, and what an exception that ended a worker means to the failure policy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from starcoder_trainer.contract import exits
+from starcoder_trainer.contract.codec import ContractError
+from starcoder_trainer.contract.report import Cause, Failure
+from starcoder_trainer.storage.store import StorageError
+
+
+class ConfigurationError(ValueError):
+    """The run's configuration, data or checkpoint can't be what the user wants: another try would meet it again."""
+
+
+class FormationError(RuntimeError):
+    """The process group did not form."""
+
+
+class DivergedError(RuntimeError):
+    """Loss or gradient norm is not a finite number."""
+
+
+_EXIT_CODES: dict[Cause, int] = {
+    "UserError": exits.USER_ERROR,
+    "Storage": exits.STORAGE,
+    "Peer": exits.PEER_LOST,
+    "FormationTimeout": exits.FORMATION,
+    "OutOfMemory": exits.CRASH,
+    "Crash": exits.CRASH,
+}
+
+_BROKEN_CONNECTION = re.compile(
+    r"closed by peer|reset by peer|broken pipe|connection (was )?(closed|refused|reset|aborted)|"
+    r"remote process exited|socket closed|NCCL communicator was aborted|ncclRemoteError|"
+    r"timed out waiting \d+ms for (recv|send) operation",
+    re.IGNORECASE,
+)
+
+
+def classify(error: BaseException) -> Cause:
+    """Looks along the chain of causes, so that a storage error wrapped by a library stays a storage error."""
+    for e in _chain(error):
+        match e:
+            case StorageError():
+                return "Storage"
+            case FormationError():
+                return "FormationTimeout"
+            case ConfigurationError() | ContractError() | ImportError():
+                return "UserError"
+            case MemoryError():
+                return "OutOfMemory"
+            case RuntimeError() if type(e).__name__ in ("OutOfMemoryError", "AcceleratorError") and "memory" in str(e):
+                return "OutOfMemory"
+            case RuntimeError() if "can't allocate memory" in str(e) or "not enough memory" in str(e):
+                return "OutOfMemory"
+            case RuntimeError() | ConnectionError() if _BROKEN_CONNECTION.search(str(e)):
+                return "Peer"
+            case _:
+                pass
+    return "Crash"
+
+
+def exit_code(cause: Cause) -> int:
+    return _EXIT_CODES.get(cause, exits.CRASH)
+
+
+def failure_of(error: BaseException, rank: int, iteration: int | None) -> Failure:
+    """What the worker of `rank` tells before it ends."""
+    cause = classify(error)
+    text = " ".join(str(error).split()) or "no message"
+    return Failure(cause, f"{type(error).__name__}: {text}"[:1000], exit_code(cause), rank, iteration)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    e: BaseException | None = error
+    while e is not None and id(e) not in seen:
+        seen.add(id(e))
+        yield e
+        e = e.__cause__ or e.__context__

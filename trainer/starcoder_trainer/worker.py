@@ -1,0 +1,234 @@
+"""One worker process: joins the gang, builds or loads its part of the model, trains, saves, says how it ended."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starcoder_trainer.contract import exits, names
+from starcoder_trainer.contract.config import TrainingConfig
+from starcoder_trainer.contract.worker import Exited, Message, Saved, Start, Started, Step, decode_line, encode_line
+
+from .failures import failure_of
+from .storage.open import open_store
+from .storage.store import ObjectStore
+
+if TYPE_CHECKING:  # heavy: imported in the worker, after the environment is set
+    from .loop import Samples, StepDone, Training
+    from .process_group import Meeting
+
+log = logging.getLogger(__name__)
+
+ENV_ALLOW_FILE = "STARCODER_ALLOW_FILE"
+"""`1`: URIs may be file:// (local runs only)."""
+ENV_CREDENTIALS_DIR = "STARCODER_CREDENTIALS_DIR"
+ENV_FORMATION_SECONDS = "STARCODER_FORMATION_SECONDS"
+"""How long a worker waits for the whole gang."""
+FORMATION_SECONDS = 120.0
+
+OpenStore = Callable[[str], ObjectStore]
+OpenSamples = Callable[[TrainingConfig, OpenStore, Path], "Samples"]
+"""(configuration, from a URI to its store, folder for the cache)"""
+
+
+def open_samples(config: TrainingConfig, open_uri: OpenStore, cache: Path) -> Samples:
+    """The run's data."""
+    from .data.dataset import open_dataset
+
+    return open_dataset(config, open_uri, cache)
+
+
+class Worker:
+    """State that the failure report needs, and the channel to the agent."""
+
+    def __init__(
+        self, start: Start, rank: int, channel: socket.socket, listen_fd: int | None, samples: OpenSamples
+    ) -> None:
+        self.start = start
+        self.rank = rank
+        self.iteration: int | None = None
+        self._channel = channel
+        self._listen_fd = listen_fd
+        self._open_samples = samples
+
+    def send(self, message: Message) -> None:
+        self._channel.sendall(encode_line(message))
+
+    def run(self) -> int:
+        """Exit code. Never raises: what went wrong is sent as `Exited` and printed with its stack."""
+        attempt, code, failure = self.start.attempt, exits.OK, None
+        try:
+            self._train(TrainingConfig.from_dict(self.start.config))
+        except BaseException as e:
+            traceback.print_exc()
+            failure = failure_of(e, self.rank, self.iteration)
+            assert failure.exit_code is not None
+            code = failure.exit_code
+        self.send(Exited(attempt, self.rank, code, failure))
+        return code
+
+    def _train(self, config: TrainingConfig) -> None:
+        # Heavy: in a fork they are there already, in a spawned worker this is the import.
+        import torch
+        import torch.distributed as dist
+
+        from . import preload
+        from .assemble import assemble
+        from .checkpoint.load import load
+        from .loop import Training, train
+        from .model import cpu
+        from .process_group import form
+
+        assert preload
+        cpu.prepare()
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        timings = _Timings()
+        form(self._meeting(config), float(os.environ.get(ENV_FORMATION_SECONDS, FORMATION_SECONDS)))
+        timings.lap("formed")
+        checkpoint = self.start.checkpoint
+        model, optimizer = assemble(config, fresh=checkpoint is None)
+        timings.lap("built")
+        position = None
+        if checkpoint is not None:
+            position = load(config, model, optimizer, self._open(config)(config.checkpoint.uri), checkpoint)
+            timings.lap("loaded")
+        samples = self._open_samples(config, self._open(config), Path(self.start.scratch) / "data")
+        timings.lap("data opened")
+        training = Training(config, model, optimizer, samples, position.iteration if position else 0)
+        self.iteration = training.iteration
+        log.info("iteration %d of %d; %s", training.iteration, config.training.iterations, timings)
+        self.send(Started(self.start.attempt, self.rank, training.iteration))
+        train(training, self._on_step(config), lambda: self._save(training))
+        # Nobody leaves while a neighbour still waits for its part of the last collective.
+        dist.barrier()
+
+    def _meeting(self, config: TrainingConfig) -> Meeting:
+        from .process_group import Meeting
+
+        return Meeting(
+            rank=self.rank,
+            layout=self.start.layout,
+            address=self.start.master_address,
+            port=self.start.master_port,
+            key_prefix=f"{config.run.uid}/{self.start.attempt}",
+            interface_address=self.start.interface_address,
+            local_index=self.start.ranks.index(self.rank),
+            listen_fd=self._listen_fd,
+        )
+
+    def _open(self, config: TrainingConfig) -> OpenStore:
+        credentials = Path(os.environ.get(ENV_CREDENTIALS_DIR, names.CREDENTIALS_DIR))
+        allow_file = os.environ.get(ENV_ALLOW_FILE) == "1"
+        return lambda uri: open_store(uri, config.storage, credentials, allow_file)
+
+    def _save(self, training: Training) -> None:
+        from .checkpoint.common import Position, describe
+        from .checkpoint.live import live_pieces
+        from .checkpoint.save import directory_of, save
+
+        began, step, attempt = time.monotonic(), training.iteration, self.start.attempt
+        directory = directory_of(Path(self.start.scratch), attempt, step)
+        position = Position(step, training.consumed_samples, training.optimizer.steps)
+        size = save(
+            directory,
+            live_pieces(training.model, training.optimizer),
+            attempt=attempt,
+            step=step,
+            rank=self.rank,
+            common=describe(training.config, self.start.layout, position),
+        )
+        self.send(Saved(attempt, self.rank, step, str(directory), time.monotonic() - began, size))
+
+    def _on_step(self, config: TrainingConfig) -> Callable[[StepDone], None]:
+        """Called after each iteration; the lowest rank of the Pod tells the agent."""
+        import torch
+
+        from .metrics import flops_per_token, peak_flops, utilisation
+
+        schedule, sequence = config.training, config.data.sequence_length
+        flops = flops_per_token(config.model, sequence)
+        peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+        speaks = self.rank == min(self.start.ranks)
+        since_logged: list[float] = []
+
+        def on_step(done: StepDone) -> None:
+            self.iteration = done.iteration
+            since_logged.append(done.seconds["total"])
+            last = done.iteration == schedule.iterations
+            if not speaks or (done.iteration % schedule.log_every_iterations and not last):
+                return
+            rate = len(since_logged) * schedule.global_batch_size * sequence / sum(since_logged)
+            since_logged.clear()
+            consumed = done.iteration * schedule.global_batch_size
+            self.send(
+                Step(
+                    attempt=self.start.attempt,
+                    rank=self.rank,
+                    iteration=done.iteration,
+                    consumed_samples=consumed,
+                    consumed_tokens=consumed * sequence,
+                    loss=done.loss,
+                    learning_rate=done.learning_rate,
+                    grad_norm=done.grad_norm,
+                    tokens_per_second=rate,
+                    seconds=done.seconds,
+                    model_flops_utilisation=utilisation(flops, rate, self.start.layout.world_size, peak),
+                )
+            )
+
+        return on_step
+
+
+class _Timings:
+    """Seconds of each stage of a start, for one log line."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._laps: list[str] = []
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self._laps.append(f"{name} in {now - self._since:.2f} s")
+        self._since = now
+
+    def __str__(self) -> str:
+        return ", ".join(self._laps)
+
+
+def enter(
+    start: Start, rank: int, channel: socket.socket, listen_fd: int | None, samples: OpenSamples = open_samples
+) -> int:
+    """The process is a worker from here on, forked or spawned. Returns its exit code."""
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # stacks, on demand
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True)
+    return Worker(start, rank, channel, listen_fd, samples).run()
+
+
+def main() -> int:
+    """Spawned: `python -m starcoder_trainer.worker RANK CHANNEL_FD [LISTEN_FD]`; `Start` is the first line."""
+    from .processes import die_with_parent
+
+    die_with_parent(os.getppid())
+    rank, channel_fd, *rest = map(int, sys.argv[1:])
+    channel = socket.socket(fileno=channel_fd)
+    with channel.makefile("rb") as lines:
+        start = decode_line(lines.readline())
+    assert isinstance(start, Start)
+    return enter(start, rank, channel, rest[0] if rest else None)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # no destructor of a process group may keep a finished worker
