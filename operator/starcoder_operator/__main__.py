@@ -72,7 +72,14 @@ class Operator:
         self._elector = Elector(self._election_kube, election, clock)
         reconcile = Reconciler(
             observe=Observer(self._kube, clock, self._sightings, self._nodes, memory),
-            act=Actor(self._kube, Events(self._kube, settings.identity), clock, memory, settings, self.metrics),
+            act=Actor(
+                kube=self._kube,
+                events=Events(self._kube, settings.identity),
+                clock=clock,
+                memory=memory,
+                settings=settings,
+                metrics=self.metrics,
+            ),
             memory=memory,
             metrics=self.metrics,
         )

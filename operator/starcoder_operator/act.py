@@ -18,11 +18,16 @@ from starcoder_trainer.contract import names
 from .adapters.clock import Clock
 from .adapters.errors import AlreadyExists, ApiAbsent, Conflict, NotFound, Refused
 from .adapters.events import Events
-from .adapters.kinds import POD_GROUPS, PODS, ROLE_BINDINGS, RUNS, Manifest, kind_of
+from .adapters.kinds import PODS, ROLE_BINDINGS, RUNS, Manifest, kind_of
 from .adapters.kube import Kube
 from .adapters.memory import Memory, RunMemory
 from .adapters.metrics import Metrics
 from .api.v1alpha1 import Condition, StarCoderRunStatus
+from .build import assignment, lease, rbac
+from .build.containers import Image
+from .build.owner import Owner
+from .build.patch import PatchError
+from .build.pod import pod
 from .domain import reasons
 from .domain.plan import (
     Action,
@@ -37,7 +42,8 @@ from .domain.plan import (
     WriteAssignment,
 )
 from .domain.snapshot import Snapshot
-from .observe import covers, is_owned, read_status
+from .gang import Group, gang_of
+from .observe import covers, is_owned, is_right, read_status
 from .settings import Settings
 
 log = logging.getLogger(__name__)
@@ -64,7 +70,7 @@ WHAT = {
 
 class Actor:
     def __init__(
-        self, kube: Kube, events: Events, clock: Clock, memory: Memory, settings: Settings, metrics: Metrics
+        self, *, kube: Kube, events: Events, clock: Clock, memory: Memory, settings: Settings, metrics: Metrics
     ) -> None:
         self._kube = kube
         self._events = events
@@ -188,9 +194,10 @@ class Actor:
                     await self._ensure_access(manifest, snapshot.uid)
                 memory.access = (snapshot.generation, self._clock.monotonic())
             case EnsureLeases(members):
-                await self._together([self._ensure(self._lease(snapshot, m), snapshot.uid) for m in members])
+                owner = _owner(snapshot)
+                await self._together([self._ensure(lease.lease(owner, m), snapshot.uid) for m in members])
             case EnsureGang():
-                await self._ensure_gang(snapshot, action)
+                await self._ensure_gang(snapshot, _group(snapshot), action)
             case CreatePod():
                 log.info("creating Pod", extra=_where(snapshot) | {"member": action.member})
                 await self._ensure(self._pod(snapshot, action), snapshot.uid)
@@ -198,7 +205,7 @@ class Actor:
                 log.info("deleting Pod: %s", why, extra=_where(snapshot) | {"pod": name})
                 await self._gone(self._kube.delete(PODS, snapshot.namespace, name, uid=uid))
             case DeleteGang(name, uid):
-                await self._gone(self._kube.delete(POD_GROUPS, snapshot.namespace, name, uid=uid))
+                await self._gone(self._kube.delete(_group(snapshot).kind, snapshot.namespace, name, uid=uid))
             case WriteAssignment():
                 await self._write_assignment(snapshot, action)
             case EmitEvent():
@@ -236,7 +243,7 @@ class Actor:
 
     async def _ensure_access(self, manifest: Manifest, uid: str) -> None:
         there = await self._ensure(manifest, uid)
-        if there is None or covers(there, manifest):
+        if there is None or is_right(there, manifest):
             return
         if kind_of(manifest) is ROLE_BINDINGS and not covers(there, {"roleRef": manifest["roleRef"]}):
             meta = there["metadata"]
@@ -246,23 +253,50 @@ class Actor:
             merged = manifest | {"metadata": there["metadata"] | manifest["metadata"]}
             await self._kube.replace(merged)
 
-    async def _ensure_gang(self, snapshot: Snapshot, action: EnsureGang) -> None:
-        manifest = self._gang(snapshot, action)
+    async def _ensure_gang(self, snapshot: Snapshot, group: Group, action: EnsureGang) -> None:
+        manifest = group.manifest(_owner(snapshot), snapshot.spec, action.name, action.min_count)
         there = await self._ensure(manifest, snapshot.uid)
         if there is None:
             return
-        policy = {"schedulingPolicy": {"gang": {"minCount": action.min_count}}}
-        if not covers(there, {"spec": policy}):
-            patch = {"metadata": {"uid": there["metadata"]["uid"]}, "spec": policy}
-            await self._kube.merge_patch(POD_GROUPS, snapshot.namespace, action.name, patch)
+        size = group.resized(action.min_count)
+        if not covers(there, size):
+            patch = {"metadata": {"uid": there["metadata"]["uid"]}, **size}
+            await self._kube.merge_patch(group.kind, snapshot.namespace, action.name, patch)
 
     async def _write_assignment(self, snapshot: Snapshot, action: WriteAssignment) -> None:
-        manifest = self._assignment(snapshot, action)
+        manifest = assignment.config_map(_owner(snapshot), action.assignment, action.config_json)
         if action.resource_version:
             manifest["metadata"]["resourceVersion"] = action.resource_version
             await self._kube.replace(manifest)
         elif await self._ensure(manifest, snapshot.uid) is not None:
             raise Conflict("the assignment was written meanwhile")
+
+    def _pod(self, snapshot: Snapshot, action: CreatePod) -> Manifest:
+        """Raises Refused where the spec makes no Pod."""
+        try:
+            return pod(
+                _owner(snapshot),
+                snapshot.spec,
+                self._image(snapshot),
+                member=action.member,
+                incarnation=action.incarnation,
+                avoid_nodes=action.avoid_nodes,
+                gang=gang_of(snapshot.spec).joined(action.gang) if action.gang else None,
+            )
+        except PatchError as e:
+            raise Refused(str(e)) from e
+
+    def _image(self, snapshot: Snapshot) -> Image:
+        workers = snapshot.spec.workers
+        if workers.image:
+            return Image(workers.image, workers.image_pull_policy or "")
+        if not self._settings.trainer_image:
+            raise Refused(
+                "spec.workers.image: not set, and the operator has no default; name an image there, or set the "
+                "operator's trainer-image (chart value trainerImage)"
+            )
+        policy = workers.image_pull_policy or self._settings.trainer_image_pull_policy
+        return Image(self._settings.trainer_image, policy)
 
     async def _gone(self, deletion: Awaitable[None]) -> None:
         """Deleted now, before, or replaced by an object of another uid: all the same."""
@@ -282,3 +316,13 @@ class Actor:
 
 def _where(snapshot: Snapshot) -> dict[str, str]:
     return {"namespace": snapshot.namespace, "run": snapshot.name}
+
+
+def _owner(snapshot: Snapshot) -> Owner:
+    return Owner(snapshot.namespace, snapshot.name, snapshot.uid)
+
+
+def _group(snapshot: Snapshot) -> Group:
+    group = gang_of(snapshot.spec).group
+    assert group is not None, f"scheduling.gang {snapshot.spec.scheduling.gang} has no object to act on"
+    return group

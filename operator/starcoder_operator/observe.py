@@ -25,7 +25,6 @@ from .adapters.kinds import (
     CONFIG_MAPS,
     LEASES,
     NODES,
-    POD_GROUPS,
     PODS,
     RUNS,
     Kind,
@@ -48,6 +47,7 @@ from .domain.snapshot import (
     PodView,
     Snapshot,
 )
+from .gang import Gang, gang_of
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,8 @@ class Observer:
             self._gang(spec, namespace, name, memory),
             self._access(spec, namespace, name, generation, memory),
         )
-        pod_views = tuple(pod for each in pods if (pod := self._pod(each, memory)) is not None)
+        gang_kind = gang_of(spec)
+        pod_views = tuple(pod for each in pods if (pod := self._pod(each, gang_kind, memory)) is not None)
         lease_views = tuple(lease for each in leases if (lease := self._lease(each, memory)) is not None)
         return Snapshot(
             namespace=namespace,
@@ -137,11 +138,11 @@ class Observer:
         _warn_once(memory, meta["uid"], f"{kind.kind} {meta['name']} has the run's label and another owner: left alone")
         return False
 
-    def _pod(self, pod: Manifest, memory: RunMemory) -> PodView | None:
+    def _pod(self, pod: Manifest, gang: Gang, memory: RunMemory) -> PodView | None:
         meta = pod["metadata"]
         age = self._sightings.age(f"pod/{meta['uid']}")
         try:
-            return pod_view(pod, age)
+            return pod_view(pod, gang, age)
         except (KeyError, ValueError):
             _warn_once(memory, meta["uid"], f"Pod {meta['name']} lacks the labels of a member: left alone")
             return None
@@ -186,14 +187,15 @@ class Observer:
     async def _gang(
         self, spec: StarCoderRunSpec, namespace: str, run: str, memory: RunMemory
     ) -> tuple[GangView | None, bool]:
-        """(newest PodGroup, whether the server has such things)."""
-        if spec.scheduling.gang != "Native":
+        """(newest group, whether the server has such things)."""
+        group = gang_of(spec).group
+        if group is None:
             return None, True
         try:
-            groups = await self._owned(POD_GROUPS, namespace, run, memory)
+            groups = await self._owned(group.kind, namespace, run, memory)
         except ApiAbsent:
             return None, False
-        return (gang_view(max(groups, key=_placement)) if groups else None), True
+        return (group.view(max(groups, key=_placement)) if groups else None), True
 
     async def _access(
         self, spec: StarCoderRunSpec, namespace: str, run: str, generation: int, memory: RunMemory
@@ -211,9 +213,8 @@ class Observer:
             raise
         except NotFound:
             return False
-        if not all(
-            is_owned(there, memory.uid) and covers(there, want) for there, want in zip(found, wanted, strict=True)
-        ):
+        pairs = zip(found, wanted, strict=True)
+        if not all(is_owned(there, memory.uid) and is_right(there, want) for there, want in pairs):
             return False
         memory.access = (generation, now)
         return True
@@ -258,6 +259,11 @@ def covers(there: Any, wanted: Any) -> bool:
     return bool(there == wanted)
 
 
+def is_right(there: Manifest, wanted: Manifest) -> bool:
+    """Whether an object grants what it is to grant; labels are people's business."""
+    return covers(there, {part: value for part, value in wanted.items() if part != "metadata"})
+
+
 def read_status(run: Manifest) -> StarCoderRunStatus:
     """The status as last written. One that can't be read counts as none: its owner is this operator alone."""
     try:
@@ -268,7 +274,7 @@ def read_status(run: Manifest) -> StarCoderRunStatus:
 
 
 def _placement(group: Manifest) -> tuple[str, int, str]:
-    """Order of PodGroups in time; those of one second by the number at their name's end."""
+    """Order of groups in time; those of one second by the number at their name's end."""
     name = group["metadata"]["name"]
     number = re.search(r"(\d+)$", name)
     return group["metadata"].get("creationTimestamp", ""), int(number[1]) if number else -1, name
@@ -279,20 +285,7 @@ def _condition(thing: Manifest, kind: str) -> Manifest:
     return next((c for c in conditions if c.get("type") == kind), {})
 
 
-def gang_view(group: Manifest) -> GangView:
-    scheduled = _condition(group, "PodGroupInitiallyScheduled")
-    policy = (group.get("spec") or {}).get("schedulingPolicy") or {}
-    return GangView(
-        name=group["metadata"]["name"],
-        uid=group["metadata"]["uid"],
-        resource_version=group["metadata"]["resourceVersion"],
-        min_count=int((policy.get("gang") or {}).get("minCount") or 0),
-        scheduled={"True": True, "False": False}.get(scheduled.get("status", "")),
-        message=scheduled.get("message", ""),
-    )
-
-
-def pod_view(pod: Manifest, age: float) -> PodView:
+def pod_view(pod: Manifest, gang: Gang, age: float) -> PodView:
     """Raises KeyError or ValueError where the labels of a member are missing or no numbers."""
     meta, spec, status = pod["metadata"], pod.get("spec") or {}, pod.get("status") or {}
     annotations = meta.get("annotations") or {}
@@ -313,7 +306,7 @@ def pod_view(pod: Manifest, age: float) -> PodView:
         ready=_condition(pod, "Ready").get("status") == "True",
         ip=status.get("podIP", ""),
         disruption=disruption.get("reason", "") if disruption.get("status") == "True" else "",
-        scheduling_group=(spec.get("schedulingGroup") or {}).get("podGroupName", ""),
+        scheduling_group=gang.membership(pod),
         containers=tuple(
             container_view(c)
             for c in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]

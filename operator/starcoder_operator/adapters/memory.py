@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .nodes import RunKey
@@ -40,8 +41,8 @@ class Memory:
     def forget(self, key: RunKey) -> None:
         self._runs.pop(key, None)
 
-    def keys(self) -> list[RunKey]:
-        return list(self._runs)
+    def __iter__(self) -> Iterator[RunKey]:
+        return iter(list(self._runs))
 
     def runs_in(self, state: str) -> int:
         return Counter(m.state for m in self._runs.values())[state]

@@ -1,0 +1,149 @@
+"""One member's Pod."""
+
+from __future__ import annotations
+
+import copy
+
+from starcoder_operator.api.v1alpha1 import StarCoderRunSpec
+from starcoder_operator.domain.members import OWN_TOLERATIONS
+from starcoder_operator.domain.pod_template import ANNOTATION_AVOIDS, ANNOTATION_TEMPLATE, template_digest
+from starcoder_trainer.contract import names
+
+from . import containers
+from .containers import Image
+from .owner import Manifest, Owner
+from .patch import PatchError, strategic_merge
+from .rbac import service_account
+from .volumes import volumes
+
+TOLERATION_SECONDS = 30
+"""Seconds until Kubernetes itself gives up a Pod on a node that is not ready or unreachable. The operator watches nodes
+and replaces the Pod at once; this is for the time when no operator runs."""
+
+LET_ALONE = {
+    "karpenter.sh/do-not-disrupt": "true",
+    "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    "sidecar.istio.io/inject": "false",
+    "linkerd.io/inject": "disabled",
+}
+"""Annotations against consolidation under a running gang, and against proxies between its collectives."""
+
+
+def pod(
+    owner: Owner,
+    spec: StarCoderRunSpec,
+    image: Image,
+    *,
+    member: int,
+    incarnation: int,
+    avoid_nodes: tuple[str, ...] = (),
+    gang: Manifest | None = None,
+) -> Manifest:
+    """The Pod as it is to be created.
+
+    Args:
+        avoid_nodes: it is never placed on these.
+        gang: what makes it a member of its gang, as a part of a Pod (`Gang.joined`).
+
+    Raises:
+        PatchError: `spec.workers.podPatch` can't be applied.
+    """
+    manifest: Manifest = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": owner.metadata(names.pod_name(owner.name, member, incarnation)),
+        "spec": _spec(owner, spec, image, member, incarnation),
+    }
+    manifest["metadata"]["annotations"] = {
+        "kubectl.kubernetes.io/default-container": names.CONTAINER_WORKER,
+        **LET_ALONE,
+    }
+    patched = strategic_merge(manifest, spec.workers.pod_patch)
+    _check_containers(patched)
+    # What the operator finds its Pods by, and what places them, stands above the patch.
+    _avoid(patched, avoid_nodes)
+    avoids = {ANNOTATION_AVOIDS: ",".join(avoid_nodes)} if avoid_nodes else {}
+    own = {
+        "metadata": {
+            "labels": {names.LABEL_MEMBER: str(member), names.LABEL_INCARNATION: str(incarnation)},
+            "annotations": {ANNOTATION_TEMPLATE: template_digest(spec), **avoids},
+        }
+    }
+    return strategic_merge(strategic_merge(patched, own), gang or {})
+
+
+def _spec(owner: Owner, spec: StarCoderRunSpec, image: Image, member: int, incarnation: int) -> Manifest:
+    workers = spec.workers
+    init = [containers.agent(owner, spec, image, member=member, incarnation=incarnation)]
+    if workers.scratch.host_path is not None:
+        init.insert(0, containers.scratch_owner(image))
+    found: Manifest = {
+        # A container that fails is started again in its place; only a node makes a Pod of these Failed.
+        "restartPolicy": "OnFailure",
+        "terminationGracePeriodSeconds": workers.termination_grace_period_seconds,
+        "serviceAccountName": service_account(owner.name, spec),
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": containers.POD_SECURITY,
+        "tolerations": [*_own_tolerations(spec), *(t.to_dict() for t in workers.tolerations)],
+        "initContainers": init,
+        "containers": [containers.worker(owner, spec, image, member=member, incarnation=incarnation)],
+        "volumes": volumes(owner, spec),
+    }
+    if workers.host_network:
+        found |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
+    said = {
+        "nodeSelector": workers.node_selector,
+        "affinity": workers.affinity.to_dict() if workers.affinity else None,
+        "imagePullSecrets": [secret.to_dict() for secret in workers.image_pull_secrets],
+        "runtimeClassName": workers.runtime_class_name,
+        "priorityClassName": spec.scheduling.priority_class_name,
+    }
+    # A copy: parts are constants that the patch must not reach.
+    return copy.deepcopy(found | {field: value for field, value in said.items() if value})
+
+
+def _own_tolerations(spec: StarCoderRunSpec) -> list[Manifest]:
+    """Short ones for lost nodes, where the user has not said their own."""
+    users = {t.key for t in spec.workers.tolerations if t.effect in (None, "NoExecute")}
+    return [
+        {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": TOLERATION_SECONDS}
+        for key in OWN_TOLERATIONS
+        if key not in users
+    ]
+
+
+def _check_containers(pod: Manifest) -> None:
+    """The patch may change the operator's containers, not take them away."""
+    for field, name in (("initContainers", names.CONTAINER_AGENT), ("containers", names.CONTAINER_WORKER)):
+        found = [c.get("name") for c in pod["spec"].get(field) or []]
+        if name not in found:
+            raise PatchError(f"spec.{field}", ", ".join(map(str, found)) or "none", f"{name} among them")
+    if any(c.get("name") == names.CONTAINER_AGENT for c in pod["spec"]["containers"]):
+        raise PatchError(
+            "spec.containers", names.CONTAINER_AGENT, "it under initContainers, where the agent is, a native sidecar"
+        )
+
+
+def _avoid(pod: Manifest, nodes: tuple[str, ...]) -> None:
+    """Adds to each way of being placed that none of `nodes` will do. Terms are alternatives, each is to be added to.
+
+    A field selector takes one value, so each node is a requirement of its own.
+    """
+    if not nodes:
+        return
+    path = ("affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution")
+    place = pod["spec"]
+    for field in path:
+        place[field] = place.get(field) or {}
+        place = place[field]
+        if not isinstance(place, dict):
+            raise PatchError(f"spec.{'.'.join(path)}", type(place).__name__, "an object")
+    forbidden = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
+    # An empty term of the user's matches no node; with a requirement it would match nearly all.
+    terms = place.get("nodeSelectorTerms")
+    place["nodeSelectorTerms"] = (
+        [term | {"matchFields": [*(term.get("matchFields") or []), *forbidden]} if term else term for term in terms]
+        if terms
+        else [{"matchFields": forbidden}]
+    )
