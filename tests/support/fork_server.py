@@ -126,7 +126,7 @@ class Server:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"rank-{rank:05d}.safetensors"
         file.write_bytes(f"{rank}@{step}".encode() * 100)
-        piece = Piece("param/w@0x4", "float32", 4, 0, 4, file.name, 0)
+        piece = Piece(f"param/w{rank}@0x4", "float32", 4, 0, 4, file.name, 0)
         manifest = RankManifest(start.attempt, step, rank, (file.name,), (piece,), {"step": str(step)})
         (folder / f"rank-{rank:05d}.json").write_text(manifest.to_json())
         self.say(Saved(start.attempt, rank, step, str(folder), 0.01, file.stat().st_size))

@@ -8,12 +8,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from starcoder_trainer.contract.config import TrainingConfig
 from starcoder_trainer.contract.worker import Message, Start, decode_line, encode_line
+from starcoder_trainer.failures import ConfigurationError
 from starcoder_trainer.worker import enter
-from tests.support.trainer import walks_for
+from tests.support.trainer import Walks, WalkSample, walks_for
 
 DEADLINE = 120.0
 
@@ -48,11 +51,13 @@ class Agent:
 
 
 @contextlib.contextmanager
-def fork_server(path: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def fork_server(
+    path: Path, log: Path, module: str = "tests.support.forkserver", *arguments: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """Killed at the end, if it did not end before. Its log, with the workers' output, goes to `log`."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.forkserver"],
+            [sys.executable, "-m", module, *arguments],
             env={
                 **os.environ,
                 "STARCODER_WORKER_SOCKET": str(path),
@@ -79,8 +84,35 @@ def connect(path: Path, process: subprocess.Popen[bytes]) -> Agent:
             process.wait(0.05)
 
 
+@dataclass(frozen=True)
+class _Broken:
+    """Samples of which one can't be read."""
+
+    walks: Walks
+    bad: int
+    error: Exception
+
+    def sample(self, i: int) -> WalkSample:
+        if i == self.bad:
+            raise self.error
+        return self.walks.sample(i)
+
+
+def broken_at(config: TrainingConfig, sample: int, error: str) -> TrainingConfig:
+    """A configuration whose sample raises `error`, a name of `ERRORS`, in the server below."""
+    return replace(config, data=replace(config.data, tokenizer=f"file:///{error}/{sample}"))
+
+
+ERRORS = {"configuration": ConfigurationError("sample is bad"), "arithmetic": ZeroDivisionError("division by zero")}
+
+
+def _samples(config: TrainingConfig, _open: object, _cache: Path) -> Walks | _Broken:
+    _, error, sample = config.data.tokenizer.rsplit("/", 2)
+    return _Broken(walks_for(config), int(sample), ERRORS[error]) if error in ERRORS else walks_for(config)
+
+
 def _enter(start: Start, rank: int, channel: socket.socket, listen_fd: int | None) -> int:
-    return enter(start, rank, channel, listen_fd, lambda config, _open, _cache: walks_for(config))
+    return enter(start, rank, channel, listen_fd, _samples)
 
 
 if __name__ == "__main__":

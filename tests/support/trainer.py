@@ -77,6 +77,7 @@ def make_config(
             vocab_size=vocab_size,
             init_std=0.05,
             dropout=dropout,
+            max_sequence_length=sequence_length,
         ),
         data=DataConfig("file:///nowhere", (SourceConfig("file:///nowhere", 1.0),), sequence_length, seed),
         training=ScheduleConfig(
@@ -213,6 +214,30 @@ def steps(config: TrainingConfig, iterations: int | None = None) -> list[Any]:
     done: list[Any] = []
     train(training, done.append, lambda: None)
     return done
+
+
+def masters(config: TrainingConfig) -> dict[str, Any]:
+    """Work for `run_ranks`: what the initial model and optimizer of this rank are made of."""
+    from starcoder_trainer.assemble import assemble
+    from starcoder_trainer.checkpoint.live import live_pieces
+    from starcoder_trainer.model.transformer import unwrap
+
+    model, optimizer = assemble(config, fresh=True)
+    inner = unwrap(model)
+    names = {id(p): n for n, p in inner.named_parameters()}
+    decay: dict[str, float] = {}
+    optimizer.step(1)
+    for part in optimizer.parts:
+        for group, models in zip(part.optimizer.param_groups, part.model_float16_groups or [], strict=False):
+            decay |= {names[id(p)]: group["weight_decay"] for p in models}
+        for group, models in zip(part.optimizer.param_groups, part.model_fp32_groups or [], strict=False):
+            decay |= {names[id(p)]: group["weight_decay"] for p in models}
+    return {
+        "parameters": sum(p.numel() for p in inner.parameters()),
+        "weights": {str(p.dtype) for p in inner.parameters()},
+        "masters": {str(p.data.dtype) for p in live_pieces(model, optimizer)},
+        "decay": decay,
+    }
 
 
 def uri_of(path: Path) -> str:

@@ -25,7 +25,7 @@ STARCODER_15B = ModelConfig(
 
 
 def test_starcoder_15b_has_its_published_number_of_parameters() -> None:
-    assert parameter_count(STARCODER_15B, 8192) == 15_517_456_384
+    assert parameter_count(STARCODER_15B) == 15_517_456_384
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,16 @@ from .optimizer import Optimizer
 log = logging.getLogger(__name__)
 
 
+def attention_backend(config: TrainingConfig) -> tuple[attention.Backend, str]:
+    """The kernel that this process uses for this run, and why. Touches CUDA where there is one.
+
+    Raises:
+        ConfigurationError: the one asked for is absent.
+    """
+    needs = attention.demands(config.training.precision == "bf16", config.model.dropout)
+    return attention.choose(config.training.attention_backend, needs)
+
+
 def assemble(config: TrainingConfig, *, fresh: bool) -> tuple[Any, Optimizer]:
     """megatron's DistributedDataParallel around this rank's part, and its optimizer. Process groups must be there.
 
@@ -25,8 +35,7 @@ def assemble(config: TrainingConfig, *, fresh: bool) -> tuple[Any, Optimizer]:
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 
     bf16 = config.training.precision == "bf16"
-    needs = attention.demands(bf16, config.model.dropout)
-    backend, why = attention.choose(config.training.attention_backend, needs)
+    backend, why = attention_backend(config)
     log.info("attention: %s (%s)", backend, why)
     with cpu.cuda_literals():
         part = transformer.build(config, backend)

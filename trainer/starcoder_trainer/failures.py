@@ -34,7 +34,7 @@ _EXIT_CODES: dict[Cause, int] = {
 
 _BROKEN_CONNECTION = re.compile(
     r"closed by peer|reset by peer|broken pipe|connection (was )?(closed|refused|reset|aborted)|"
-    r"remote process exited|socket closed|NCCL communicator was aborted|ncclRemoteError|"
+    r"failed to recv, got 0 bytes|remote process exited|socket closed|NCCL communicator was aborted|ncclRemoteError|"
     r"timed out waiting \d+ms for (recv|send) operation",
     re.IGNORECASE,
 )
@@ -80,4 +80,4 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     while e is not None and id(e) not in seen:
         seen.add(id(e))
         yield e
-        e = e.__cause__ or e.__context__
+        e = e.__cause__ or (None if e.__suppress_context__ else e.__context__)

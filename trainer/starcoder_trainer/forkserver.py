@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from starcoder_trainer.contract import names
+from starcoder_trainer.contract import exits, names
 from starcoder_trainer.contract.codec import ContractError
 from starcoder_trainer.contract.report import Failure
 from starcoder_trainer.contract.worker import (
@@ -38,7 +38,7 @@ from starcoder_trainer.contract.worker import (
 )
 
 from .environment import set_environment
-from .processes import Enter, Process, fork_obstacle, kill_sessions, oom_kills, start_worker
+from .processes import Enter, Process, fork_obstacle, kill_sessions, kill_workers, oom_kills, start_worker
 from .worker import enter
 
 log = logging.getLogger(__name__)
@@ -69,14 +69,22 @@ class _Agent:
 
 
 class ForkServer:
-    def __init__(self, path: Path, enter: Enter, preload_seconds: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        enter: Enter,
+        preload_seconds: Callable[[], float],
+        oom_kills: Callable[[], int] = oom_kills,
+    ) -> None:
         """Listens at once; `preload_seconds` is asked when an agent is told `Ready`."""
         self._enter = enter
         self._preload_seconds = preload_seconds
         self._selector = selectors.DefaultSelector()
         self._workers: dict[int, _Worker] = {}
         self._agent: _Agent | None = None
+        self._serving = False
         self._quit = False
+        self._count_oom_kills = oom_kills
         self._oom_kills = oom_kills()
         path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +106,7 @@ class ForkServer:
         """Until `Quit` or SIGTERM; no worker is left then."""
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._wake, selectors.EVENT_READ, self._on_signal)
+        self._serving = True
         try:
             while not self._quit:
                 for key, _ in self._selector.select():
@@ -206,7 +215,13 @@ class ForkServer:
         listeners = self._agent.listeners
         for rank in start.ranks:
             listen_fd = listeners[0] if rank == 0 and listeners else None
-            process = start_worker(start, rank, listen_fd, self._enter, self._release)
+            try:
+                process = start_worker(start, rank, listen_fd, self._enter, self._release)
+            except OSError as e:
+                message = f"can't start a worker: {e}; is there room in the container's limits of memory and processes?"
+                failure = Failure("Crash", message, exits.CRASH, rank)
+                self._send(Exited(start.attempt, rank, exits.CRASH, failure))
+                break
             worker = _Worker(rank, start.attempt, process)
             self._workers[process.pid] = worker
             process.channel.setblocking(False)
@@ -289,7 +304,7 @@ class ForkServer:
     def _stop_workers(self) -> int | None:
         """SIGKILL all sessions and reap them. The attempt they were of; None where there were none."""
         attempt = next((w.attempt for w in self._workers.values()), None)
-        kill_sessions(self._workers)
+        kill_workers(self._workers)
         for pid in list(self._workers):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
@@ -307,6 +322,7 @@ class ForkServer:
                 return
             worker = self._workers.pop(pid, None)
             if worker is not None:
+                kill_sessions([pid])  # what it started must not live on
                 self._bury(worker)
                 self._tell_end(worker, os.waitstatus_to_exitcode(status))
 
@@ -324,15 +340,13 @@ class ForkServer:
         os.close(worker.process.output)
 
     def _tell_end(self, worker: _Worker, code: int) -> None:
-        kill_sessions([worker.process.pid])  # what it started must not live on
-        failure = worker.farewell.failure if worker.farewell is not None and worker.farewell.exit_code == code else None
-        if failure is None and code != 0:
-            failure = self._unannounced(worker, code)
+        said = worker.farewell
+        failure = said.failure if said is not None and said.exit_code == code else self._unannounced(worker, code)
         self._send(Exited(worker.attempt, worker.rank, code, failure))
 
     def _unannounced(self, worker: _Worker, code: int) -> Failure:
         """It died without a word."""
-        kills, before = oom_kills(), self._oom_kills
+        kills, before = self._count_oom_kills(), self._oom_kills
         self._oom_kills = kills
         what = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code} without a report"
         if code == -signal.SIGKILL and kills > before:
@@ -350,6 +364,8 @@ class ForkServer:
     def _on_terminate(self, *_: object) -> None:
         log.info("asked to end")
         self._quit = True
+        if not self._serving:
+            raise SystemExit(0)  # there are no workers yet, and the rest of the imports is not worth the wait
 
 
 def main(enter: Enter = enter) -> int:

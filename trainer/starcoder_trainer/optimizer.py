@@ -97,7 +97,8 @@ class Optimizer:
         rate = learning_rate(self._schedule, self._iterations, iteration)
         for part in self.parts:
             for group in part.optimizer.param_groups:
-                group["lr"] = rate
+                # Megatron marks biases and gains of norms with a multiplier of 0, and leaves it to us to heed it.
+                group["lr"], group["weight_decay"] = rate, self._schedule.weight_decay * group["wd_mult"]
         with cuda_literals():
             _, norm, _ = self._megatron.step()
         return rate, float(norm if norm is not None else math.nan)

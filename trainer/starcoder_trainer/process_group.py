@@ -47,7 +47,8 @@ def form(meeting: Meeting, timeout_seconds: float) -> None:
         ConfigurationError: there are fewer CUDA devices than workers in this Pod.
     """
     interface = interface_of(meeting.interface_address)
-    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # without `=`, eth1 would also mean eth10
     cuda = torch.cuda.is_available()
     if cuda:
         found = torch.cuda.device_count()
@@ -76,6 +77,8 @@ def form(meeting: Meeting, timeout_seconds: float) -> None:
             timeout=timeout,
         )
         dist.barrier()
+        # It formed; from here on a neighbour may be long over a save.
+        dist.distributed_c10d.set_timeout(COLLECTIVE_TIMEOUT)
         _form_megatron_groups(meeting.layout)
     except (RuntimeError, ValueError, OSError) as e:
         raise FormationError(

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from starcoder_trainer.contract.worker import Start, encode_line
 
 _PR_SET_PDEATHSIG = 1
@@ -72,13 +74,13 @@ def start_worker(
 
 def fork_obstacle() -> str | None:
     """Why this process must not fork workers; None where it may."""
-    threads = len(list(Path("/proc/self/task").iterdir()))
-    if threads != 1:
-        return f"this process has {threads} threads, expected 1"
+    if sys.platform != "linux":
+        return f"forks of a process that has imported torch are not safe on {sys.platform}"
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return "CUDA is initialised in this process"
-    return None
+    threads = psutil.Process().num_threads()
+    return None if threads == 1 else f"this process has {threads} threads, expected 1"
 
 
 def _fork(  # noqa: PLR0917
@@ -131,28 +133,41 @@ def _spawn(rank: int, channel: socket.socket, listen_fd: int | None, output: int
 
 
 def die_with_parent(parent: int) -> None:
-    """The kernel kills this process when the server dies, however that comes."""
+    """The kernel kills this process when the server dies, however that comes (Linux only)."""
+    if sys.platform != "linux":
+        return
     if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:
         os._exit(70)
 
 
+def kill_workers(leaders: Iterable[int]) -> None:
+    """SIGKILL to workers that are not reaped yet, with all that they started."""
+    leaders = set(leaders)
+    for pid in leaders:
+        _kill(pid)  # a fork of this moment has no session of its own yet
+    kill_sessions(leaders)
+
+
 def kill_sessions(leaders: Iterable[int]) -> None:
-    """SIGKILL to every process of the sessions, whatever process groups they made inside."""
-    sessions = set(leaders)
-    for pid in sessions:
-        _kill(pid)
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and _session(entry) in sessions:
-            _kill(int(entry.name))
+    """SIGKILL to every process of the sessions, whatever process groups they made inside.
+
+    The leaders may be reaped already: a session keeps its number as long as it has members. Looks again until it
+    finds nobody new, since a process may fork while the others are being found; one that was sent SIGKILL forks no
+    more. Does not wait for the ends.
+    """
+    sessions, killed = set(leaders), set[int]()
+    while found := {pid for pid in psutil.pids() if _session(pid) in sessions} - killed:
+        for pid in found:
+            _kill(pid)
+        killed |= found
 
 
-def _session(process: Path) -> int | None:
+def _session(pid: int) -> int | None:
     try:
-        # "pid (name) state ppid pgrp session ..."; the name may hold spaces and parentheses
-        return int((process / "stat").read_text().rpartition(")")[2].split()[3])
-    except (OSError, ValueError, IndexError):
+        return os.getsid(pid)
+    except OSError:
         return None
 
 

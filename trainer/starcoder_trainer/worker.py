@@ -82,7 +82,7 @@ class Worker:
         import torch.distributed as dist
 
         from . import preload
-        from .assemble import assemble
+        from .assemble import assemble, attention_backend
         from .checkpoint.load import load
         from .loop import Training, train
         from .model import cpu
@@ -106,7 +106,8 @@ class Worker:
         training = Training(config, model, optimizer, samples, position.iteration if position else 0)
         self.iteration = training.iteration
         log.info("iteration %d of %d; %s", training.iteration, config.training.iterations, timings)
-        self.send(Started(self.start.attempt, self.rank, training.iteration))
+        attention, _ = attention_backend(config)
+        self.send(Started(self.start.attempt, self.rank, training.iteration, attention))
         train(training, self._on_step(config), lambda: self._save(training))
         # Nobody leaves while a neighbour still waits for its part of the last collective.
         dist.barrier()

@@ -42,6 +42,7 @@ def training_config(name: str, namespace: str, uid: str, spec: StarCoderRunSpec)
             vocab_size=shape.vocab_size,
             init_std=shape.init_std,
             dropout=shape.dropout,
+            max_sequence_length=shape.max_sequence_length,
         ),
         data=contract.DataConfig(
             tokenizer=spec.data.tokenizer,

@@ -10,7 +10,7 @@ from wsgiref.simple_server import WSGIServer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info, start_http_server
 
 from starcoder_trainer.contract.report import Report, State
-from starcoder_trainer.contract.worker import Saved, Step
+from starcoder_trainer.contract.worker import Saved, Started, Step
 
 STATES: tuple[State, ...] = typing.get_args(State)
 
@@ -39,6 +39,7 @@ class Metrics:
         self._tokens = gauge("consumed_tokens", "Tokens trained on since iteration 0.")
         self._mfu = gauge("model_flops_utilisation_ratio", "Model FLOPs as a share of the device's peak, where known.")
         self._seconds = gauge("step_seconds", "Seconds of the last logged iteration by phase.", ("phase",))
+        self._attention = gauge("attention_backend", "1 for the attention kernel in use.", ("backend",))
         self._attempt = gauge("attempt", "Attempt that this Pod's state is about.")
         self._state = gauge("state", "1 for the state that this Pod is in.", ("state",))
         self._save_seconds = gauge("checkpoint_save_seconds", "Slowest local rank writing the newest step to disk.")
@@ -47,6 +48,10 @@ class Metrics:
         self._uploaded = counter("checkpoint_uploaded_bytes", "Bytes of checkpoints uploaded by this Pod.")
         self._verified = gauge("checkpoint_verified_iteration", "Newest iteration in HEAD, on the leader.")
         self._saves: tuple[int, dict[int, Saved]] = (-1, {})
+
+    def started(self, started: Started) -> None:
+        self._attention.clear()
+        self._attention.labels(started.attention).set(1)
 
     def stepped(self, step: Step, world_size: int) -> None:
         self._iteration.set(step.iteration)

@@ -210,6 +210,7 @@ class Supervisor:
             case Ready():
                 self.post(m.WorkersReady(now))
             case Started():
+                self._around.metrics.started(message)
                 self.post(m.WorkerStarted(now, message))
             case Step():
                 self._around.metrics.stepped(message, self._world_size)

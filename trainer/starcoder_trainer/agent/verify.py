@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+from starcoder_trainer.checkpoint.cover import BadPieces, check_pieces
 from starcoder_trainer.contract.codec import ContractError
 from starcoder_trainer.contract.ledger import (
     MANIFEST,
@@ -60,7 +61,7 @@ def assemble(attempt: int, step: int, shards: tuple[tuple[ShardRef, ShardManifes
 
     Raises:
         Incomplete: ranks are missing.
-        Corrupt: ranks, files or facts contradict each other.
+        Corrupt: ranks, files, facts or pieces contradict each other.
     """
     where = f"attempt {attempt} step {step}"
     if not shards:
@@ -80,6 +81,10 @@ def assemble(attempt: int, step: int, shards: tuple[tuple[ShardRef, ShardManifes
     commons = [shard.common for _, shard in shards]
     if any(common != commons[0] for common in commons):
         raise Corrupt(f"{where}: shards disagree about the facts of the run: {commons}"[:1000])
+    try:
+        check_pieces((piece for _, shard in shards for piece in shard.pieces), {file.name: file.size for file in files})
+    except BadPieces as e:
+        raise Corrupt(f"{where}: {e}") from e
     return Manifest(attempt, step, world_size, tuple(ref for ref, _ in shards), files, commons[0])
 
 

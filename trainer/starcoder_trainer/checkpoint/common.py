@@ -20,6 +20,7 @@ _SHAPE_FIELDS = (
     "query_groups",
     "head_dim",
     "vocab_size",
+    "max_sequence_length",
 )
 
 
@@ -39,7 +40,7 @@ def describe(config: TrainingConfig, layout: Layout, position: Position) -> dict
         "consumedSamples": json.dumps(position.consumed_samples),
         "optimizerStep": json.dumps(position.optimizer_step),
         "layout": json.dumps([layout.tensor, layout.pipeline, layout.data]),
-        "model": json.dumps(_shape(config.model, config.data.sequence_length), sort_keys=True),
+        "model": json.dumps(_shape(config.model), sort_keys=True),
     }
 
 
@@ -59,7 +60,7 @@ def position_of(common: dict[str, str], config: TrainingConfig) -> Position:
         ) from e
     if found["format"] != FORMAT:
         raise ConfigurationError(f"checkpoint format: found {found['format']}, this trainer reads {FORMAT}")
-    expected = _shape(config.model, config.data.sequence_length)
+    expected = _shape(config.model)
     different = [
         f"{k} {found['model'].get(k)} (this run: {v})" for k, v in expected.items() if found["model"].get(k) != v
     ]
@@ -71,6 +72,5 @@ def position_of(common: dict[str, str], config: TrainingConfig) -> Position:
     return Position(found["iteration"], found["consumedSamples"], found["optimizerStep"])
 
 
-def _shape(model: ModelConfig, sequence_length: int) -> dict[str, Any]:
-    # Positions are learned, so the sequence length is part of the shape.
-    return {**{name: getattr(model, name) for name in _SHAPE_FIELDS}, "sequence_length": sequence_length}
+def _shape(model: ModelConfig) -> dict[str, Any]:
+    return {name: getattr(model, name) for name in _SHAPE_FIELDS}

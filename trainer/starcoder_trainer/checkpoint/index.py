@@ -21,6 +21,7 @@ from starcoder_trainer.contract.ledger import (
 from starcoder_trainer.failures import ConfigurationError
 from starcoder_trainer.storage.store import ObjectStore
 
+from .cover import BadPieces, check_pieces
 from .names import TensorName, parse
 
 
@@ -36,7 +37,7 @@ class Index:
         """Tensors that make up one state of one parameter.
 
         Raises:
-            ConfigurationError: they don't cover `global_shape` exactly once, or a tensor's pieces don't cover it.
+            ConfigurationError: they don't cover `global_shape` exactly once.
         """
         boxes = self.boxes.get((state, parameter), ())
         what = f"checkpoint: {state} of {parameter}"
@@ -48,7 +49,6 @@ class Index:
             )
             if outside:
                 raise ConfigurationError(f"{what}: found {box}, expected parts of shape {global_shape}")
-            self._check_pieces(box)
         for a, b in itertools.combinations(boxes, 2):
             if _overlap(a, b):
                 raise ConfigurationError(f"{what}: {a} and {b} overlap")
@@ -57,30 +57,22 @@ class Index:
             raise ConfigurationError(f"{what}: found {found} of {expected} elements, in {', '.join(map(str, boxes))}")
         return boxes
 
-    def _check_pieces(self, name: TensorName) -> None:
-        end = 0
-        for piece in self.tensors[name]:
-            if piece.dtype != "float32" or piece.total != name.elements:
-                raise ConfigurationError(
-                    f"checkpoint tensor {name}: found {piece.total} elements of {piece.dtype} in {piece.file}, "
-                    f"expected {name.elements} of float32"
-                )
-            if piece.start != end:
-                kind = "missing" if piece.start > end else "present twice"
-                raise ConfigurationError(
-                    f"checkpoint tensor {name}: elements [{min(end, piece.start)}, {max(end, piece.start)}) are {kind}"
-                )
-            end = piece.start + piece.count
-        if end != name.elements:
-            raise ConfigurationError(f"checkpoint tensor {name}: elements [{end}, {name.elements}) are missing")
-
 
 def index_pieces(pieces: Iterable[Piece], common: dict[str, str]) -> Index:
+    """Of pieces that `check_pieces` found whole.
+
+    Raises:
+        ConfigurationError: a tensor's name is none, or disagrees with the number of its elements.
+    """
     tensors: dict[TensorName, list[Piece]] = defaultdict(list)
     names: dict[str, TensorName] = {}
     for piece in pieces:
         if piece.count > 0:
             name = names.get(piece.tensor) or names.setdefault(piece.tensor, parse(piece.tensor))
+            if piece.total != name.elements:
+                raise ConfigurationError(
+                    f"checkpoint tensor {name}: found {piece.total} elements in {piece.file}, expected {name.elements}"
+                )
             tensors[name].append(piece)
     boxes: dict[tuple[str, str], list[TensorName]] = defaultdict(list)
     for name in tensors:
@@ -97,7 +89,7 @@ def read_index(store: ObjectStore, checkpoint: CheckpointRef) -> Index:
 
     Raises:
         StorageError: one can't be read.
-        ConfigurationError: one is not what HEAD or the manifest says.
+        ConfigurationError: one is not what HEAD or the manifest says, or the pieces don't make whole tensors.
     """
     prefix = checkpoint_prefix(checkpoint.attempt, checkpoint.step)
     data = store.get(f"{prefix}/{MANIFEST}").data
@@ -115,6 +107,10 @@ def read_index(store: ObjectStore, checkpoint: CheckpointRef) -> Index:
                 f"{store.uri}/{prefix}/{shard.name}: is not what {MANIFEST} lists; it was overwritten"
             )
         pieces.extend(ShardManifest.from_json(text).pieces)
+    try:
+        check_pieces(pieces, {file.name: file.size for file in manifest.files})
+    except BadPieces as e:
+        raise ConfigurationError(f"{store.uri}/{prefix}: {e}") from e
     return index_pieces(pieces, manifest.common)
 
 

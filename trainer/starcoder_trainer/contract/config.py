@@ -25,6 +25,8 @@ class ModelConfig:
     dropout: float
     """Of hidden states and attention."""
     layer_norm_epsilon: float = 1e-5
+    max_sequence_length: int = 8192
+    """Learned positions, tokens; a sample may be shorter."""
 
 
 @dataclass(frozen=True)

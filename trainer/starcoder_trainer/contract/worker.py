@@ -61,6 +61,8 @@ class Started(Document):
     attempt: int
     rank: int
     iteration: int
+    attention: str = ""
+    """Kernel in use, e.g. `flash-attn-3` or `sdpa`."""
 
 
 @dataclass(frozen=True)

@@ -117,11 +117,16 @@ def build(config: TrainingConfig, backend: Backend) -> Any:
     from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
     shape = transformer_config(config.model, config.parallelism, config.training.precision)
+    if config.data.sequence_length > config.model.max_sequence_length:
+        raise ConfigurationError(
+            f"data.sequenceLength is {config.data.sequence_length}, expected at most model.maxSequenceLength "
+            f"({config.model.max_sequence_length}): positions are learned"
+        )
     model = GPTModel(
         shape,
         block_spec(shape, backend, get_num_layers_to_build(shape)),
         vocab_size=config.model.vocab_size,
-        max_sequence_length=config.data.sequence_length,
+        max_sequence_length=config.model.max_sequence_length,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
         share_embeddings_and_output_weights=True,
@@ -139,10 +144,10 @@ def unwrap(model: Any) -> Any:
     return model
 
 
-def parameter_count(model: ModelConfig, sequence_length: int) -> int:
+def parameter_count(model: ModelConfig) -> int:
     """Parameters of the whole model; tied embeddings count once."""
     h, f = model.hidden_size, model.ffn_hidden_size
     q, kv = model.attention_heads * model.head_dim, 2 * model.query_groups * model.head_dim
     attention = h * (q + kv) + (q + kv) + q * h + h
     mlp = h * f + f + f * h + h
-    return (model.vocab_size + sequence_length) * h + model.layers * (attention + mlp + 4 * h) + 2 * h
+    return (model.vocab_size + model.max_sequence_length) * h + model.layers * (attention + mlp + 4 * h) + 2 * h

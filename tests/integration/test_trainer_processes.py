@@ -1,0 +1,268 @@
+"""The fork server's care for processes: what it starts, tells of, and leaves behind. Its workers follow scripts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from starcoder_trainer.contract.assignment import Layout
+from starcoder_trainer.contract.report import Failure
+from starcoder_trainer.contract.worker import Exited, Message, Quit, Ready, Start, Started, Stop, Stopped
+from tests.support.forkserver import Agent, connect, fork_server
+from tests.support.scripted_workers import OOM_FILE
+from tests.support.trainer import listen
+
+SECONDS = 60
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[bytes]
+    path: Path
+    _log: Path
+    _read: int = 0
+
+    def log(self) -> bytes:
+        """Written since the test began."""
+        return self._log.read_bytes()[self._read :]
+
+    def forget_log(self) -> None:
+        self._read = self._log.stat().st_size
+
+    def agent(self) -> Agent:
+        agent = connect(self.path, self.process)
+        assert isinstance(agent.receive(), Ready)
+        return agent
+
+    def workers(self) -> list[psutil.Process]:
+        return sorted(psutil.Process(self.process.pid).children(), key=lambda p: p.pid)
+
+
+@contextlib.contextmanager
+def serve(folder: Path, *arguments: str) -> Iterator[Server]:
+    path, log = folder / "worker.sock", folder / "log"
+    with fork_server(path, log, "tests.support.scripted_workers", *arguments) as process:
+        yield Server(process, path, log)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serve(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    """The one that tests share, but for those that end it."""
+    if request.function in ENDS_SERVER:
+        with serve(tmp_path) as server:
+            yield server
+    else:
+        shared: Server = request.getfixturevalue("shared")
+        shared.forget_log()
+        yield shared
+
+
+@pytest.fixture
+def agent(server: Server) -> Iterator[Agent]:
+    agent = server.agent()
+    yield agent
+    agent.close()
+
+
+def start(*ranks: int, attempt: int = 1, **script: Any) -> Start:
+    return Start(attempt, ranks, Layout(1, 1, len(ranks)), "127.0.0.1", 1, None, script, "/nowhere", "127.0.0.1")
+
+
+def all_started(agent: Agent, ranks: int) -> None:
+    for _ in range(ranks):
+        agent.until(Started)
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    """No longer running, as soon as that is so."""
+    _, alive = psutil.wait_procs(processes, timeout=SECONDS)
+    return not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_worker_that_is_killed_is_reported_with_the_signal_and_where_it_was(server: Server, agent: Agent) -> None:
+    agent.send(start(4, 5, do="hang"))
+    all_started(agent, 2)
+    server.workers()[1].kill()
+    assert agent.receive() == Exited(1, 5, -9, Failure("Crash", "killed by SIGKILL", -9, 5, 7))
+
+
+def test_a_kill_while_the_kernel_counts_one_for_memory_is_told_as_such(server: Server, agent: Agent) -> None:
+    agent.send(start(0, 1, do="hang"))
+    all_started(agent, 2)
+    first, second = server.workers()
+    server.path.with_name(OOM_FILE).write_text("1")
+    first.kill()
+    failure = agent.receive().failure  # type: ignore[union-attr]
+    assert failure.cause == "OutOfMemory"
+    assert "raise workers.resources.limits.memory" in failure.message
+    second.kill()  # the counter did not move again
+    assert agent.receive().failure.cause == "Crash"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_leaving_without_a_report_is_a_crash_whatever_the_exit_code(server: Server, agent: Agent, code: int) -> None:
+    agent.send(start(2, do="exit", code=code))
+    said = agent.receive()
+    assert said == Exited(1, 2, code, Failure("Crash", f"exit code {code} without a report", code, 2))
+    assert b"[rank 2] last words\n" in server.log()
+
+
+def test_what_a_worker_says_of_its_end_is_passed_on_once_it_is_reaped(server: Server, agent: Agent) -> None:
+    agent.send(start(2, do="raise"))
+    assert agent.receive() == Exited(1, 2, 70, Failure("Crash", "RuntimeError: as planned", 70, 2, 7))
+    assert server.workers() == []
+
+
+def children_in(log: bytes) -> list[psutil.Process]:
+    return [psutil.Process(int(pid)) for pid in re.findall(rb"child (\d+)", log)]
+
+
+def test_stop_ends_workers_and_all_that_they_started(server: Server, agent: Agent) -> None:
+    agent.send(start(0, 1, do="family"))
+    all_started(agent, 2)
+    workers, children = server.workers(), children_in(server.log())
+    assert len(children) == 4
+    agent.send(Stop(1))
+    assert agent.receive() == Stopped(1)
+    assert not any(w.is_running() for w in workers), "idle means reaped"
+    assert gone(children)
+
+
+def test_what_a_worker_started_does_not_outlive_it(server: Server, agent: Agent) -> None:
+    agent.send(start(0, do="family", leave=True))
+    all_started(agent, 1)
+    assert agent.receive() == Exited(1, 0, 0)
+    found = re.findall(rb"child (\d+)", server.log())
+    assert len(found) == 2
+    assert gone([psutil.Process(int(pid)) for pid in found if psutil.pid_exists(int(pid))])
+
+
+def test_when_the_agent_goes_the_workers_go_and_another_agent_is_served(server: Server) -> None:
+    first = server.agent()
+    first.send(start(0, 1, do="hang"))
+    all_started(first, 2)
+    workers = server.workers()
+    first.close()
+    second = server.agent()  # told Ready only once the workers of the first are gone
+    assert not any(w.is_running() for w in workers)
+    second.send(start(0, attempt=2, do="hang"))
+    assert second.receive() == Started(2, 0, 7)
+    second.close()
+
+
+def test_a_second_agent_waits_until_the_first_is_gone(server: Server, agent: Agent) -> None:
+    agent.send(start(0, do="hang"))
+    all_started(agent, 1)
+    waiting = connect(server.path, server.process)
+    agent.send(Stop(1))
+    assert agent.receive() == Stopped(1)  # a round of the server's loop has passed since
+    waiting.connection.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        waiting.connection.recv(1)
+    waiting.close()
+
+
+def test_a_start_replaces_the_workers_of_an_older_attempt(server: Server, agent: Agent) -> None:
+    agent.send(start(0, 1, do="hang"))
+    all_started(agent, 2)
+    old = server.workers()
+    agent.send(start(0, 1, attempt=2, do="hang"))
+    assert {agent.receive() for _ in range(2)} == {Started(2, 0, 7), Started(2, 1, 7)}
+    assert not any(w.is_running() for w in old)
+
+
+@pytest.mark.parametrize("end", [Quit(), signal.SIGTERM], ids=["Quit", "SIGTERM"])
+def test_asked_to_end_it_stops_the_workers_says_so_and_exits_with_0(
+    server: Server, agent: Agent, end: Message | signal.Signals
+) -> None:
+    agent.send(start(0, do="hang"))
+    all_started(agent, 1)
+    workers = server.workers()
+    if isinstance(end, signal.Signals):
+        server.process.send_signal(end)
+    else:
+        agent.send(end)
+    assert agent.receive() == Stopped(1)
+    assert server.process.wait(SECONDS) == 0
+    assert gone(workers)
+
+
+def test_workers_die_with_a_server_that_is_killed(server: Server, agent: Agent) -> None:
+    agent.send(start(0, 1, do="hang"))
+    all_started(agent, 2)
+    workers = server.workers()
+    server.process.kill()
+    server.process.wait()
+    assert gone(workers)
+
+
+def test_the_leaders_socket_reaches_rank_0_and_nobody_else(server: Server, agent: Agent) -> None:
+    with listen() as listener:
+        address = listener.getsockname()
+        agent.send(start(0, do="accept"), listener)
+    # Ours is closed: who answers is the worker, on the very socket that was bound before.
+    with socket.create_connection(address, SECONDS) as connection:
+        assert connection.recv(100) == b"rank 0"
+    assert agent.receive() == Exited(1, 0, 0)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address, SECONDS)
+
+
+def test_a_worker_holds_nothing_of_the_server_and_of_its_neighbours(server: Server, agent: Agent) -> None:
+    agent.send(start(0, 1, 2, do="descriptors"))
+    for _ in range(3):
+        assert agent.until(Exited).exit_code == 0
+    found = re.findall(rb"\[rank (\d)\] open (.*)", server.log())
+    channels = {rank: re.findall(rb"'(\S+?:\[\d+\])'", names) for rank, names in found}
+    assert sorted(channels) == [b"0", b"1", b"2"]
+    assert all(len(names) == 1 for names in channels.values()), channels  # its own channel
+    assert len({names[0] for names in channels.values()}) == 3
+
+
+def test_a_line_that_is_no_message_is_ignored(server: Server, agent: Agent) -> None:
+    agent.connection.sendall(b'{"type": "Start"}\nnonsense\n')
+    agent.send(start(0, do="hang"))
+    assert agent.receive() == Started(1, 0, 7)
+    assert b"ignored" in server.log()
+
+
+def test_with_a_second_thread_workers_are_spawned_not_forked(tmp_path: Path) -> None:
+    with serve(tmp_path, "1") as server:
+        agent = server.agent()
+        agent.send(start(0, do="hang"))  # no configuration of a run: a spawned worker, which is a real one, says so
+        ended = agent.until(Exited)
+        agent.close()
+    assert (ended.rank, ended.exit_code, ended.failure.cause) == (0, 78, "UserError")
+    assert b"rank 0: spawned, not forked: this process has 2 threads, expected 1" in server.log()
+
+
+def test_the_server_forks_from_one_thread(server: Server, agent: Agent) -> None:
+    agent.send(start(0, do="hang"))
+    all_started(agent, 1)
+    assert psutil.Process(server.process.pid).num_threads() == 1
+    (worker,) = server.workers()
+    assert os.getsid(worker.pid) == worker.pid, "each worker has a session of its own"
+    assert b"spawned" not in server.log()
+
+
+ENDS_SERVER = (
+    test_asked_to_end_it_stops_the_workers_says_so_and_exits_with_0,
+    test_workers_die_with_a_server_that_is_killed,
+)
