@@ -221,6 +221,9 @@ def _while_running(snapshot: Snapshot, members: tuple[MemberView, ...], current:
         return Finished()
     first = failure.primary(failures)
     if first is None:
+        if len(done) == len(members):
+            why = "trained to the end of its configuration, and spec.training.iterations is beyond it"
+            return Hold(held(snapshot, members, next_attempt(snapshot)), why)
         if all_silent(members):
             return Unclear()
         behind = [r for r in reports if r.attempt != current.attempt or r.state not in ("training", "done")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -90,7 +91,12 @@ class MemberView:
 
 def members_of(snapshot: Snapshot, stale_after: float = HEARTBEAT_STALE) -> tuple[MemberView, ...]:
     """All members of the run, by index. Where no agent at all is fresh, none is held to be lost for its silence."""
-    views = [_member(snapshot, index, stale_after) for index in range(snapshot.spec.workers.replicas)]
+    pods = newest_pods(snapshot.pods)
+    leases = {lease.member: lease for lease in snapshot.leases}
+    views = [
+        _member(snapshot, index, pods.get(index), leases.get(index), stale_after)
+        for index in range(snapshot.spec.workers.replicas)
+    ]
     if not any(v.live for v in views):
         return tuple(views)
     return tuple(_judge_silence(v) for v in views)
@@ -102,8 +108,14 @@ def all_silent(members: tuple[MemberView, ...]) -> bool:
     return bool(said) and all(m.stale for m in said)
 
 
-def newest_pod(pods: tuple[PodView, ...], index: int) -> PodView | None:
-    return max((p for p in pods if p.member == index), key=lambda p: p.incarnation, default=None)
+def newest_pods(pods: Iterable[PodView]) -> dict[int, PodView]:
+    """Member to its Pod of the highest incarnation."""
+    newest: dict[int, PodView] = {}
+    for pod in pods:
+        known = newest.get(pod.member)
+        if known is None or pod.incarnation > known.incarnation:
+            newest[pod.member] = pod
+    return newest
 
 
 def node_trouble(name: str, nodes: dict[str, NodeView], tolerations: tuple[Toleration, ...]) -> str | None:
@@ -132,9 +144,9 @@ def _tolerates(toleration: Toleration, key: str) -> bool:
     )
 
 
-def _member(snapshot: Snapshot, index: int, stale_after: float) -> MemberView:
-    pod = newest_pod(snapshot.pods, index)
-    lease = next((x for x in snapshot.leases if x.member == index), None)
+def _member(
+    snapshot: Snapshot, index: int, pod: PodView | None, lease: LeaseView | None, stale_after: float
+) -> MemberView:
     report = lease.report if lease else None
     recorded = snapshot.status.incarnations
     last = max(

@@ -1,0 +1,242 @@
+"""Which Pods go, which come, and the PodGroup they come in. Done between attempts, never while one runs.
+
+A placement is one PodGroup: the whole gang enters the cluster by it at once, replacements of lost Pods join it. Once it
+has placed its gang, its `minCount` is lowered to those that still stand before a replacement is created, since a group
+that is short of it lets none of its Pods be scheduled. Where the group is gone, or nothing of its gang stands any more,
+the Pods that come get a group of the next number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import reasons
+from .formation import own_assignment
+from .members import MemberView, node_trouble
+from .plan import Action, CreatePod, DeleteGang, DeletePod, EnsureGang
+from .pod_template import template_digest
+from .snapshot import PodView, Snapshot
+from .timestamps import seconds_between
+
+IMAGE_TROUBLE = frozenset(
+    {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "ImageInspectError",
+     "RegistryUnavailable", "SignatureValidationFailed"}
+)  # fmt: skip
+CONFIG_TROUBLE = frozenset(
+    {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "PreCreateHookError",
+     "PreStartHookError", "PostStartHookError"}
+)  # fmt: skip
+CRASH_TROUBLE = frozenset({"CrashLoopBackOff"})
+"""Reasons of waiting containers, as the kubelet says them, that time alone does not mend."""
+
+FIELD_RETRY = 30.0
+"""Seconds after which one Pod is tried again where the server dropped `spec.schedulingGroup`."""
+MUST_BE_THERE = ("create access", "create lease", "create gang")
+"""What Pods need: where one of these was refused no Pod is created."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What is to be done about Pods and PodGroup, and what has to be recorded before it."""
+
+    number: int
+    incarnations: tuple[int, ...]
+    missing: int = 0
+    """Members without a Pod that counts."""
+    dropped: int = 0
+    """Pods that came without the group they were created for."""
+    trying: bool = False
+    """One Pod is tried after others came without their group."""
+    look_again: float | None = None
+    actions: tuple[Action, ...] = ()
+
+
+def group_name(run: str, number: int) -> str:
+    """PodGroup of that placement; never used again."""
+    return f"{run}-p{number}"
+
+
+def is_native(snapshot: Snapshot) -> bool:
+    return snapshot.spec.scheduling.gang == "Native"
+
+
+def unchanged(snapshot: Snapshot) -> Placement:
+    return Placement(snapshot.status.placement, snapshot.status.incarnations)
+
+
+def place(snapshot: Snapshot, members: tuple[MemberView, ...]) -> Placement:
+    """Between attempts: lost Pods and those that wait in vain make room, missing ones come."""
+    digest = template_digest(snapshot.spec)
+    vain = {m.index: why for m in members if (why := _in_vain(snapshot, m, digest))}
+    dropped = {m.index for m in members if m.index not in vain and _came_without_group(snapshot, m, digest)}
+    kept = tuple(
+        m for m in members
+        if m.pod is not None and m.loss is None and m.index not in vain and m.index not in dropped
+    )  # fmt: skip
+    standing = {m.index for m in kept}
+    missing = tuple(m for m in members if m.index not in standing)
+    actions: list[Action] = [*_deletions(snapshot, members, kept, vain, dropped)]
+    allowed, look_again, trying = _allowance(snapshot, kept, missing, bool(dropped))
+    number, coming = snapshot.status.placement, missing[:allowed]
+    if allowed:
+        number = _number(snapshot, kept)
+        actions += _gang(snapshot, number, kept, missing)
+        if any(snapshot.problems.get(what) for what in MUST_BE_THERE):
+            coming = ()
+        actions += _creations(snapshot, number, coming)
+    return Placement(
+        number=number,
+        incarnations=_incarnations(members, coming, snapshot.status.incarnations),
+        missing=len(missing),
+        dropped=len(dropped),
+        trying=trying,
+        look_again=look_again,
+        actions=tuple(actions),
+    )
+
+
+def waiting_trouble(pod: PodView) -> tuple[str, str] | None:
+    """(reason of a condition, message) of the first container that can't be started; None where all can or do."""
+    kinds = (
+        (IMAGE_TROUBLE, reasons.IMAGE_PULL_FAILED),
+        (CONFIG_TROUBLE, reasons.CONTAINER_CONFIG_ERROR),
+        (CRASH_TROUBLE, reasons.CONTAINER_CRASHING),
+    )
+    for container in pod.containers:
+        for waiting, reason in kinds:
+            if container.waiting_reason in waiting:
+                said = container.waiting_message or "the kubelet gives no message"
+                return reason, f"container {container.name} of Pod {pod.name}: {container.waiting_reason}: {said}"
+    return None
+
+
+def _in_vain(snapshot: Snapshot, member: MemberView, digest: str) -> str:
+    """Why this Pod, which runs nothing, is better built anew; empty where it is to stay."""
+    pod = member.pod
+    if pod is None or member.loss is not None:
+        return ""
+    if pod.template and pod.template != digest and (not pod.scheduled or waiting_trouble(pod)):
+        return "it waits, and the spec has changed since it was built"
+    if pod.scheduled:
+        return ""
+    if is_native(snapshot) and snapshot.gang_api and pod.scheduling_group:
+        current = snapshot.gang.name if snapshot.gang else ""
+        if pod.scheduling_group != current:
+            return f"it waits in PodGroup {pod.scheduling_group}, which is gone"
+    tolerations = snapshot.spec.workers.tolerations
+    back = [n for n in pod.avoided_nodes if n in snapshot.nodes and not node_trouble(n, snapshot.nodes, tolerations)]
+    return f"it waits and avoids node {back[0]}, which is well again" if back else ""
+
+
+def _came_without_group(snapshot: Snapshot, member: MemberView, digest: str) -> bool:
+    """The API server knows PodGroups but not the Pod's field: it drops it without a word."""
+    pod = member.pod
+    return (
+        pod is not None
+        and member.loss is None
+        and is_native(snapshot)
+        and pod.template == digest
+        and not pod.scheduling_group
+    )
+
+
+def _deletions(
+    snapshot: Snapshot,
+    members: tuple[MemberView, ...],
+    kept: tuple[MemberView, ...],
+    vain: dict[int, str],
+    dropped: set[int],
+) -> list[DeletePod]:
+    """Every Pod that does not count. Those that are being deleted already are left to their kubelet; nothing waits."""
+    stay = {m.pod.uid for m in kept if m.pod is not None}
+    losses = {m.index: m.loss.message for m in members if m.loss is not None}
+    whys = losses | vain | dict.fromkeys(dropped, "the API server dropped spec.schedulingGroup")
+    return [
+        DeletePod(pod.name, pod.uid, whys.get(pod.member, "a later Pod takes its place"))
+        for pod in snapshot.pods
+        if pod.uid not in stay and not pod.deleting
+    ]
+
+
+def _allowance(
+    snapshot: Snapshot, kept: tuple[MemberView, ...], missing: tuple[MemberView, ...], dropped: bool
+) -> tuple[int, float | None, bool]:
+    """(how many Pods may be created now, when to look again, whether it is a try)."""
+    if not missing or (is_native(snapshot) and not snapshot.gang_api):
+        return 0, None, False
+    one_or_all = 1 if snapshot.problems.get("create pod") else len(missing)
+    told = snapshot.status.condition("Scheduled")
+    if not is_native(snapshot) or (not dropped and (told is None or told.reason != reasons.GANG_FIELD_DROPPED)):
+        return one_or_all, None, False
+    if dropped or told is None:
+        return 0, FIELD_RETRY, False
+    if told.status == "False":
+        left = FIELD_RETRY - seconds_between(told.last_transition_time, snapshot.now)
+        return (1, None, True) if left <= 0 else (0, left, False)
+    proven = any(m.pod is not None and m.pod.scheduling_group == _newest_group(snapshot) for m in kept)
+    return (one_or_all, None, False) if proven else (1, None, True)
+
+
+def _newest_group(snapshot: Snapshot) -> str | None:
+    return snapshot.gang.name if snapshot.gang else None
+
+
+def _number(snapshot: Snapshot, kept: tuple[MemberView, ...]) -> int:
+    """Of the placement that Pods now come in."""
+    number, gang = snapshot.status.placement, snapshot.gang
+    current = own_assignment(snapshot)
+    stopped = current is not None and current.phase == "stop" and not kept
+    if not is_native(snapshot):
+        return number + 1 if number == 0 or stopped else number
+    if gang is None or gang.name != group_name(snapshot.name, number):
+        return _beyond(snapshot, number)
+    spent = not kept and (gang.scheduled is True or gang.min_count < snapshot.spec.workers.replicas)
+    return _beyond(snapshot, number) if spent or stopped else number
+
+
+def _beyond(snapshot: Snapshot, number: int) -> int:
+    """One more than every number that is still to be seen, so that a lost status costs no name."""
+    names = {pod.scheduling_group for pod in snapshot.pods} | ({snapshot.gang.name} if snapshot.gang else set())
+    prefix = group_name(snapshot.name, 0)[:-1]
+    seen = [int(n.removeprefix(prefix)) for n in names if n.startswith(prefix) and n.removeprefix(prefix).isdecimal()]
+    return max([number, *seen]) + 1
+
+
+def _gang(
+    snapshot: Snapshot, number: int, kept: tuple[MemberView, ...], missing: tuple[MemberView, ...]
+) -> list[Action]:
+    if not is_native(snapshot):
+        return []
+    name, gang = group_name(snapshot.name, number), snapshot.gang
+    if gang is None or gang.name != name:
+        leave: list[Action] = [DeleteGang(gang.name, gang.uid)] if gang is not None and not kept else []
+        return [*leave, EnsureGang(name, len(missing))]
+    placed = sum(m.pod is not None and m.pod.scheduled and m.pod.scheduling_group == name for m in kept)
+    if placed and placed < gang.min_count:
+        return [EnsureGang(name, placed)]
+    return []
+
+
+def _creations(snapshot: Snapshot, number: int, coming: tuple[MemberView, ...]) -> list[CreatePod]:
+    gang = group_name(snapshot.name, number) if is_native(snapshot) else ""
+    avoid = lost_nodes(snapshot)
+    return [CreatePod(m.index, m.last_incarnation + 1, gang, avoid) for m in coming]
+
+
+def lost_nodes(snapshot: Snapshot) -> tuple[str, ...]:
+    """Nodes on which Pods of this run can't go on, as long as they are lost."""
+    known = {pod.node for pod in snapshot.pods} | {node for pod in snapshot.pods for node in pod.avoided_nodes}
+    known |= {lease.report.node for lease in snapshot.leases if lease.report is not None}
+    tolerations = snapshot.spec.workers.tolerations
+    return tuple(
+        sorted(n for n in known if n in snapshot.nodes and node_trouble(n, snapshot.nodes, tolerations) is not None)
+    )
+
+
+def _incarnations(
+    members: tuple[MemberView, ...], coming: tuple[MemberView, ...], recorded: tuple[int, ...]
+) -> tuple[int, ...]:
+    highest = [m.last_incarnation for m in members]
+    for member in coming:
+        highest[member.index] += 1
+    return tuple(highest) if any(i >= 0 for i in highest) else recorded

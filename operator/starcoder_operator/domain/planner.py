@@ -1,0 +1,346 @@
+"""The decision of one pass: Snapshot in, Plan out. Pure: no I/O, no clock, no memory but the status.
+
+Steps: take in what the reports say (`progress`), decide about the attempt (`formation`), charge a failure (`failure`),
+see to the Pods (`placement`), say how things stand (`situation`), tell what is new (`story`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
+from starcoder_operator.api.v1alpha1.status import State
+from starcoder_trainer.contract.assignment import Assignment
+
+from . import failure, progress, reasons, situation, story
+from .conditions import Claim, merged
+from .failure import Failure, Response
+from .formation import (
+    AwaitCause,
+    Decision,
+    Ended,
+    Finished,
+    Go,
+    Hold,
+    Stay,
+    Unclear,
+    decide,
+    held,
+    next_attempt,
+    own_assignment,
+)
+from .members import HEARTBEAT_STALE, NODE_INDEX_LAG, MemberView, members_of
+from .placement import Placement, place, unchanged
+from .plan import Action, DeleteGang, DeletePod, EnsureAccess, EnsureLeases, Plan, WriteAssignment
+from .snapshot import PodView, Snapshot
+from .timestamps import seconds_between
+from .training_config import training_config
+from .validation import name_problems, problems
+
+OVER: tuple[State, ...] = ("Succeeded", "Failed")
+AWAIT_CAUSE = 3.0
+"""Seconds for which a lost connection waits for its cause. One that shows later still replaces it in the count."""
+AWAIT_LAST_CAUSE = 60.0
+"""The same where counting it would make the run fail: longer than a dead node takes to be NotReady (50 s)."""
+LINGER = 60.0
+"""Seconds that Pods get to end by themselves, and so to keep their logs, once the run is over."""
+WATCH_PROGRESS, WATCH_PROGRESS_LARGE, LARGE = 5.0, 12.0, 64
+"""Seconds between looks at a gang that trains; from LARGE members on the longer ones."""
+LOOK_AT_SERVER = 30.0
+"""Seconds between looks at what nobody watches: whether the server has PodGroups now."""
+LOOK_AT_REFUSED = 10.0
+LOOK_AT_SILENT = 5.0
+LOOK_AT_AVOIDED = 15.0
+"""Seconds between looks at nodes that a waiting Pod avoids."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one kind of run (invalid, suspended, wanted, over) comes to."""
+
+    status: StarCoderRunStatus
+    """Figures, counters and records; state, conditions and message are laid over it."""
+    state: State
+    claims: tuple[Claim, ...]
+    actions: tuple[Action, ...] = ()
+    look_again: float | None = None
+
+
+def plan(snapshot: Snapshot, *, stale_after: float = HEARTBEAT_STALE) -> Plan:
+    """What is to be recorded and done now.
+
+    Args:
+        stale_after: seconds without renewal after which an agent is not counted on.
+    """
+    members = members_of(snapshot, stale_after)
+    status = progress.absorbed(snapshot, members)
+    wrong = [str(v) for v in (*name_problems(snapshot.name), *problems(snapshot.spec))]
+    if status.state in OVER:
+        outcome = _over(snapshot, status)
+    elif wrong:
+        outcome = _invalid(snapshot, status, wrong)
+    elif snapshot.spec.suspend:
+        outcome = _suspended(snapshot, status)
+    else:
+        outcome = _wanted(snapshot, status, members, stale_after)
+    after = _told(snapshot, outcome)
+    return Plan(after, (*story.told(snapshot.status, after), *outcome.actions), outcome.look_again)
+
+
+def _invalid(snapshot: Snapshot, status: StarCoderRunStatus, wrong: list[str]) -> Outcome:
+    """Nothing is created; what runs already goes on as it was accepted."""
+    claims = (
+        Claim("Accepted", "False", reasons.INVALID_SPEC, "; ".join(wrong)),
+        Claim("Complete", "False", reasons.IN_PROGRESS),
+    )
+    return Outcome(status, status.state if snapshot.pods else "Pending", claims)
+
+
+def _suspended(snapshot: Snapshot, status: StarCoderRunStatus) -> Outcome:
+    """Workers stop, Pods and PodGroup go; the next attempt is placed anew."""
+    leaving = len(snapshot.pods)
+    if leaving:
+        reason, message = reasons.SUSPENDING, f"workers stop: {leaving} Pods are still there"
+    else:
+        reason, message = reasons.SUSPENDED, "the run is suspended (spec.suspend) and holds no GPU"
+    claims = (
+        situation.accepted(replace(snapshot, problems={})),
+        Claim("Scheduled", "False", reason, message),
+        Claim("Training", "False", reason, message),
+        Claim("Complete", "False", reasons.IN_PROGRESS),
+    )
+    actions = (*_stop(snapshot), *_delete(snapshot.pods, "the run is suspended"), *_delete_gang(snapshot))
+    state: State = status.state if leaving and status.state != "Suspended" else "Suspended"
+    return Outcome(progress.resting(status), state, claims, actions)
+
+
+def _over(snapshot: Snapshot, status: StarCoderRunStatus) -> Outcome:
+    """Succeeded or Failed, for ever. Pods end by themselves and keep their logs; those that do not are deleted."""
+    standing = [p for p in snapshot.pods if p.phase not in ("Succeeded", "Failed") and not p.deleting]
+    left = LINGER - seconds_between(status.completed_at or snapshot.now, snapshot.now)
+    late = [p for p in standing if left <= 0 or not p.scheduled]
+    actions = (*_stop(snapshot), *_delete(late, "the run is over"), *_delete_gang(snapshot))
+    wait = max(left, 1.0) if len(late) < len(standing) else None
+    return Outcome(progress.resting(status), status.state, (), actions, wait)
+
+
+def _wanted(
+    snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[MemberView, ...], stale_after: float
+) -> Outcome:
+    """A run that is to train."""
+    config = training_config(snapshot.name, snapshot.namespace, snapshot.uid, snapshot.spec).to_json()
+    decision = _out_of_patience(snapshot, status, decide(snapshot, members, config))
+    placement, write = unchanged(snapshot), None
+    match decision:
+        case Finished():
+            return _succeeded(snapshot, status, members)
+        case Ended(found):
+            status = failure.charged(status, found, snapshot.now)
+            if over := _given_up(snapshot, status, members, found):
+                return over
+            write = held(snapshot, members, next_attempt(snapshot))
+            placement = place(snapshot, members)
+        case Hold(assignment, _, found):
+            write = assignment
+            status = failure.reattributed(status, found) if found else status
+            placement = place(snapshot, members)
+        case Go(assignment):
+            write = assignment
+        case Stay() | Unclear() if _is_held(snapshot):
+            placement = place(snapshot, members)
+        case Stay() | Unclear() | AwaitCause():
+            pass
+    claims = (
+        situation.accepted(snapshot),
+        situation.scheduled(snapshot, members, placement),
+        situation.training(snapshot, members, decision),
+        situation.checkpoint_verified(snapshot, status, members),
+        Claim("Complete", "False", reasons.IN_PROGRESS),
+    )
+    trains = decision == Stay()
+    status = (status if trains else progress.resting(status)).model_copy(
+        update={
+            "attempt": max(status.attempt, write.attempt if write else 0),
+            "placement": placement.number,
+            "incarnations": placement.incarnations,
+            "started_at": status.started_at or (snapshot.now if trains else None),
+        }
+    )
+    return Outcome(
+        status,
+        _state(snapshot, decision, claims),
+        claims,
+        _in_order(snapshot, placement, _written(snapshot, write, config)),
+        _look_again(snapshot, members, decision, placement, stale_after),
+    )
+
+
+def _out_of_patience(snapshot: Snapshot, status: StarCoderRunStatus, decision: Decision) -> Decision:
+    """A lost connection whose cause has not shown in time is counted as what it is."""
+    if not isinstance(decision, AwaitCause):
+        return decision
+    return Ended(decision.failure) if _patience(snapshot, status) <= 0 else decision
+
+
+def _patience(snapshot: Snapshot, status: StarCoderRunStatus) -> float:
+    """Seconds for which the cause of a lost connection is still waited for."""
+    told = snapshot.status.condition("Training")
+    waited = 0.0
+    if told is not None and told.reason == reasons.PEER_LOST:
+        waited = seconds_between(told.last_transition_time, snapshot.now)
+    limit = snapshot.spec.failure_policy.max_restarts_without_progress
+    return (AWAIT_LAST_CAUSE if status.restarts_without_progress >= limit else AWAIT_CAUSE) - waited
+
+
+def _given_up(
+    snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[MemberView, ...], found: Failure
+) -> Outcome | None:
+    """The end of a run whose failure another try would meet again, or one too many."""
+    limit, charged = snapshot.spec.failure_policy.max_restarts_without_progress, status.restarts_without_progress
+    last = f"{found.cause} in Pod {found.pod or 'none'}: {found.message}"
+    how = (
+        "Mend the cause, then delete the run and apply it anew with `checkpoint.resume: Adopt` to go on from the "
+        "newest verified checkpoint"
+    )
+    if found.rule.response is Response.FAIL:
+        reason, message = str(found.cause), f"{last}. {how}"
+    elif charged > limit:
+        reason = reasons.RESTARTS_EXHAUSTED
+        message = (
+            f"{charged} failures since the last newer verified checkpoint, failurePolicy.maxRestartsWithoutProgress "
+            f"allows {limit}; the last was {last}. {how}"
+        )
+    else:
+        return None
+    return _ended(snapshot, progress.resting(status), members, "Failed", Claim("Complete", "False", reason, message))
+
+
+def _succeeded(snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[MemberView, ...]) -> Outcome:
+    iterations = snapshot.spec.training.iterations
+    message = f"all {iterations} iterations are trained, the last checkpoint is verified"
+    claim = Claim("Complete", "True", reasons.SUCCEEDED, message)
+    return _ended(snapshot, progress.finished(snapshot, status), members, "Succeeded", claim)
+
+
+def _ended(
+    snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[MemberView, ...], state: State, complete: Claim
+) -> Outcome:
+    status = status.model_copy(update={"completed_at": snapshot.now})
+    claims = (
+        situation.accepted(replace(snapshot, problems={})),
+        situation.checkpoint_verified(snapshot, status, ()),
+        Claim("Training", "False", complete.reason, complete.message),
+        complete,
+    )
+    over = _over(snapshot, status)
+    return Outcome(status, state, claims, over.actions, over.look_again)
+
+
+def _is_held(snapshot: Snapshot) -> bool:
+    current = own_assignment(snapshot)
+    return current is not None and current.phase == "hold"
+
+
+def _written(snapshot: Snapshot, assignment: Assignment | None, config: str) -> tuple[Action, ...]:
+    if assignment is None:
+        return ()
+    version = snapshot.assignment.resource_version if snapshot.assignment else ""
+    return (WriteAssignment(assignment, config, version),)
+
+
+def _stop(snapshot: Snapshot) -> tuple[Action, ...]:
+    """Tells the agents to stop and end their workers."""
+    current = own_assignment(snapshot)
+    if current is None or snapshot.assignment is None or current.phase == "stop":
+        return ()
+    return _written(snapshot, replace(current, phase="stop"), snapshot.assignment.config_json)
+
+
+def _delete(pods: Iterable[PodView], why: str) -> tuple[Action, ...]:
+    return tuple(DeletePod(pod.name, pod.uid, why) for pod in pods if not pod.deleting)
+
+
+def _delete_gang(snapshot: Snapshot) -> tuple[Action, ...]:
+    return (DeleteGang(snapshot.gang.name, snapshot.gang.uid),) if snapshot.gang else ()
+
+
+def _in_order(snapshot: Snapshot, placement: Placement, write: tuple[Action, ...]) -> tuple[Action, ...]:
+    """An assignment that is there is changed first: survivors stop at once, and nothing that is refused to Pods keeps
+    an attempt from being held. A first one comes when there is somebody to read it."""
+    known = {lease.member for lease in snapshot.leases}
+    leases = tuple(i for i in range(snapshot.spec.workers.replicas) if i not in known)
+    needed: list[Action] = [] if snapshot.rbac_present else [EnsureAccess()]
+    needed += [EnsureLeases(leases)] if leases else []
+    if snapshot.assignment is None:
+        return (*needed, *placement.actions, *write)
+    return (*write, *needed, *placement.actions)
+
+
+def _state(snapshot: Snapshot, decision: Decision, claims: tuple[Claim, ...]) -> State:
+    before, said = snapshot.status.state, {c.type: c for c in claims}
+    if said["Training"].holds:
+        return "Running"
+    if isinstance(decision, AwaitCause | Unclear) and not _is_held(snapshot):
+        return before
+    if isinstance(decision, Ended) or before in ("Running", "Recovering"):
+        return "Recovering"
+    return "Starting" if said["Accepted"].holds and said["Scheduled"].holds else "Pending"
+
+
+def _look_again(
+    snapshot: Snapshot,
+    members: tuple[MemberView, ...],
+    decision: Decision,
+    placement: Placement,
+    stale_after: float,
+) -> float | None:
+    """Only what time alone can change needs another look; all else is told by an event."""
+    looks: list[float] = [] if placement.look_again is None else [placement.look_again]
+    ages = [m.lease.age for m in members if m.live and m.lease is not None]
+    if ages:
+        looks.append(max(0.5, stale_after - max(ages) + 0.1))
+    if isinstance(decision, Go | Stay) and not (_is_held(snapshot) and isinstance(decision, Stay)):
+        looks.append(WATCH_PROGRESS if len(members) < LARGE else WATCH_PROGRESS_LARGE)
+    if isinstance(decision, AwaitCause):
+        looks.append(max(0.1, _patience(snapshot, snapshot.status)))
+    if isinstance(decision, Unclear):
+        looks.append(LOOK_AT_SILENT)
+    if placement.missing and not snapshot.gang_api:
+        looks.append(LOOK_AT_SERVER)
+    if snapshot.problems:
+        looks.append(LOOK_AT_REFUSED)
+    if any(p.avoided_nodes and not p.scheduled for p in snapshot.pods):
+        looks.append(LOOK_AT_AVOIDED)
+    unseen = [p.age for p in snapshot.pods if p.node and p.node not in snapshot.nodes and p.age < NODE_INDEX_LAG]
+    if unseen and snapshot.nodes:
+        looks.append(NODE_INDEX_LAG - max(unseen) + 0.1)
+    return min(looks, default=None)
+
+
+def _told(snapshot: Snapshot, outcome: Outcome) -> StarCoderRunStatus:
+    """The status with state, conditions, and the reason and message that explain the state."""
+    before = snapshot.status.conditions
+    conditions = merged(before, outcome.claims, now=snapshot.now, generation=snapshot.generation)
+    status = outcome.status.model_copy(update={"state": outcome.state, "conditions": conditions})
+    if not outcome.claims:
+        return status
+    reason, message = _explanation(status, {c.type: c for c in outcome.claims})
+    return status.model_copy(update={"reason": reason, "message": message})
+
+
+def _explanation(status: StarCoderRunStatus, said: dict[str, Claim]) -> tuple[str, str]:
+    """(reason, message) of the claim that explains the state."""
+    if status.state in OVER:
+        return said["Complete"].reason, said["Complete"].message
+    for kind in ("Accepted", "Scheduled", "Training"):
+        if kind in said and not said[kind].holds:
+            because, last = said[kind], status.last_failure
+            before = (
+                f"attempt ended by {last.cause} ({last.message}); " if status.state == "Recovering" and last else ""
+            )
+            return because.reason, before + because.message
+    checkpoint = said.get("CheckpointVerified")
+    if checkpoint is not None and checkpoint.reason in reasons.WARNINGS:
+        return checkpoint.reason, f"attempt {status.attempt} trains; {checkpoint.message}"
+    return reasons.TRAINING, f"attempt {status.attempt} trains"

@@ -1,0 +1,124 @@
+"""What each condition says now: small questions to the snapshot, each answered with a reason and a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
+from starcoder_trainer.contract.report import Problem
+
+from . import reasons
+from .conditions import Claim
+from .formation import AwaitCause, Decision, Ended, Finished, Go, Hold, Stay, Unclear, own_assignment
+from .members import MemberView
+from .placement import Placement, is_native, waiting_trouble
+from .snapshot import Snapshot
+
+REFUSALS = ("forbidden", "exceeded quota", "denied", "is there already")
+"""Words of refusals that say nothing against the Pod itself: quota, Pod security, admission, a foreign object."""
+LEDGER_PROBLEMS = ("CheckpointForeign", "CheckpointLost")
+GANG_NONE = "or set `scheduling.gang: None` to have the Pods placed one by one"
+
+
+def accepted(snapshot: Snapshot) -> Claim:
+    """The spec is valid; whether the API server takes a Pod of it shows when one is made."""
+    refused = snapshot.problems.get("create pod", "")
+    if refused and not any(word in refused for word in REFUSALS):
+        return Claim("Accepted", "False", reasons.POD_INVALID, f"the API server refused a Pod of this spec: {refused}")
+    return Claim("Accepted", "True", reasons.VALID, "the spec is valid")
+
+
+def scheduled(snapshot: Snapshot, members: tuple[MemberView, ...], placement: Placement) -> Claim:
+    """Every member has a Pod with a node."""
+    placed = sum(m.pod is not None and m.loss is None and m.pod.scheduled for m in members) - placement.dropped
+    if placed >= len(members):
+        return Claim("Scheduled", "True", reasons.ALL_PODS_SCHEDULED, f"all {len(members)} Pods have a node")
+    reason, message = _why_not_scheduled(snapshot, members, placement, f"{max(0, placed)} of {len(members)} Pods")
+    return Claim("Scheduled", "Unknown" if placement.trying else "False", reason, message)
+
+
+def _why_not_scheduled(
+    snapshot: Snapshot, members: tuple[MemberView, ...], placement: Placement, placed: str
+) -> tuple[str, str]:
+    if is_native(snapshot) and not snapshot.gang_api:
+        return reasons.GANG_API_ABSENT, (
+            "the API server does not serve scheduling.k8s.io/v1beta1 PodGroup, which `scheduling.gang: Native` needs: "
+            f"turn on the feature gate GenericWorkload and that API, {GANG_NONE}"
+        )
+    told = snapshot.status.condition("Scheduled")
+    waits = told is not None and told.reason == reasons.GANG_FIELD_DROPPED and placement.look_again is not None
+    if placement.dropped or placement.trying or waits:
+        return reasons.GANG_FIELD_DROPPED, (
+            "the API server dropped spec.schedulingGroup of a new Pod, so the gang would not be placed as one: turn on "
+            f"the feature gate GenericWorkload of API server and scheduler, {GANG_NONE}"
+        )
+    if snapshot.problems:
+        what, said = next(iter(sorted(snapshot.problems.items())))
+        return reasons.REFUSED, f"{what}: the API server refused it: {said}"
+    waiting = [m.pod for m in members if m.pod is not None and m.loss is None and not m.pod.scheduled]
+    why = next((pod.unschedulable_message for pod in waiting if pod.unschedulable_message), "")
+    if not why and waiting and snapshot.gang is not None and snapshot.gang.scheduled is False:
+        why = snapshot.gang.message
+    if why:
+        return reasons.UNSCHEDULABLE, f"{placed} have a node, the others find no room: {why}"
+    return reasons.WAITING_FOR_SCHEDULER, f"{placed} have a node"
+
+
+def training(snapshot: Snapshot, members: tuple[MemberView, ...], decision: Decision) -> Claim:
+    """Iterations pass."""
+    match decision:
+        case Stay(waiting=""):
+            return Claim("Training", "True", reasons.TRAINING, "iterations pass")
+        case AwaitCause(failure):
+            return Claim("Training", "Unknown", reasons.PEER_LOST, f"{failure.pod}: {failure.message}")
+        case Unclear():
+            return Claim(
+                "Training",
+                "Unknown",
+                reasons.AGENTS_SILENT,
+                "no agent renews its Lease; workers train on without it, so nothing is judged. Look at the API server "
+                "and the network between it and the Pods; where the Pods themselves hang, delete one",
+            )
+        case Finished():
+            return Claim("Training", "False", reasons.SUCCEEDED, "the last iteration is trained")
+        case Stay(waiting) | Hold(why=waiting):
+            return Claim("Training", "False", *_why_not_training(members, waiting))
+        case Go():
+            return Claim("Training", "False", reasons.FORMING, "the process group forms")
+        case Ended(failure):
+            return Claim("Training", "False", *_why_not_training(members, f"{failure.cause}: {failure.message}"))
+
+
+def _why_not_training(members: tuple[MemberView, ...], otherwise: str) -> tuple[str, str]:
+    standing = [m for m in members if m.pod is not None and m.loss is None]
+    for member in standing:
+        assert member.pod is not None
+        if trouble := waiting_trouble(member.pod):
+            return trouble
+    if problem := first_problem(members):
+        return problem.reason, problem.message
+    started = [m for m in standing if m.pod is not None and m.pod.scheduled]
+    if len(started) < len(members):
+        return reasons.WAITING_FOR_PODS, f"{len(members) - len(started)} of {len(members)} Pods are not placed yet"
+    silent = [m.pod_name for m in members if not m.live]
+    if silent:
+        more = f" and {len(silent) - 3} more" if len(silent) > 3 else ""
+        return reasons.WAITING_FOR_AGENTS, f"Pods start: {', '.join(silent[:3])}{more}"
+    return reasons.FORMING, otherwise
+
+
+def first_problem(members: Iterable[MemberView]) -> Problem | None:
+    """Of the live agents; the leader, member 0, sees most and comes first."""
+    return next((m.report.problem for m in members if m.live and m.report and m.report.problem), None)
+
+
+def checkpoint_verified(snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[MemberView, ...]) -> Claim:
+    """A verified checkpoint exists, and writing the last one went well."""
+    problem, current = first_problem(members), own_assignment(snapshot)
+    runs = current is not None and current.phase == "run"
+    if problem is not None and (runs or problem.reason in LEDGER_PROBLEMS):
+        return Claim("CheckpointVerified", "False", problem.reason, problem.message)
+    if status.checkpoint is None:
+        return Claim("CheckpointVerified", "False", reasons.NO_CHECKPOINT_YET, "no checkpoint is verified yet")
+    found = f"iteration {status.checkpoint.iteration} at {status.checkpoint.uri}"
+    return Claim("CheckpointVerified", "True", reasons.VERIFIED, found)

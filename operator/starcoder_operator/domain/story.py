@@ -1,0 +1,55 @@
+"""Events: what became different between two statuses, told once. Each has a condition or a counter that outlives it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
+
+from . import reasons
+from .plan import EmitEvent
+
+GOOD_NEWS = frozenset({reasons.ALL_PODS_SCHEDULED, reasons.SUSPENDED, reasons.SUCCEEDED})
+
+
+def told(before: StarCoderRunStatus, after: StarCoderRunStatus) -> tuple[EmitEvent, ...]:
+    """News of a pass, in the order in which it happened."""
+    events = (*_failure(before, after), *_checkpoint(before, after), *_conditions(before, after))
+    return tuple(dict.fromkeys(events))
+
+
+def _failure(before: StarCoderRunStatus, after: StarCoderRunStatus) -> Iterator[EmitEvent]:
+    last = after.last_failure
+    if last is None or last == before.last_failure:
+        return
+    where = "".join(f", {what} {name}" for what, name in (("Pod", last.pod), ("node", last.node)) if name)
+    yield EmitEvent("Warning", last.cause, f"attempt {before.attempt} ended{where}: {last.message}")
+
+
+def _checkpoint(before: StarCoderRunStatus, after: StarCoderRunStatus) -> Iterator[EmitEvent]:
+    checkpoint = after.checkpoint
+    if checkpoint is None or before.checkpoint == checkpoint:
+        return
+    yield EmitEvent("Normal", reasons.NEW_CHECKPOINT, f"iteration {checkpoint.iteration} is verified: {checkpoint.uri}")
+
+
+def _conditions(before: StarCoderRunStatus, after: StarCoderRunStatus) -> Iterator[EmitEvent]:
+    failed = after.state == "Failed" and before.state != "Failed"
+    for condition in after.conditions:
+        known = before.condition(condition.type)
+        if known is not None and known.reason == condition.reason:
+            continue
+        if condition.reason in reasons.WARNINGS or (condition.type == "Complete" and failed):
+            yield EmitEvent("Warning", condition.reason, condition.message)
+        elif condition.type == "Training" and condition.status == "True":
+            yield EmitEvent("Normal", *_begin(before, after))
+        elif condition.reason in GOOD_NEWS and condition.type != "Training":
+            yield EmitEvent("Normal", condition.reason, condition.message)
+
+
+def _begin(before: StarCoderRunStatus, after: StarCoderRunStatus) -> tuple[str, str]:
+    where = f"attempt {after.attempt} trains from iteration {after.iteration}"
+    if before.started_at is None:
+        return reasons.TRAINING, where
+    recovered = after.last_failure is not None and before.state == "Recovering"
+    return (reasons.RECOVERED if recovered else reasons.RESUMED), where
