@@ -54,7 +54,7 @@ def _merge_map(there: Manifest, patch: Manifest, path: str) -> Manifest:
     wanted = dict(patch)
     directive = wanted.pop(DIRECTIVE, "merge")
     if directive == "replace":
-        return _new_map(wanted, path)
+        return _merge_map({}, wanted, path)
     if directive == "delete":
         return {}
     if directive != "merge":
@@ -67,30 +67,24 @@ def _merge_map(there: Manifest, patch: Manifest, path: str) -> Manifest:
         at = f"{path}.{key}" if path else key
         if key.startswith("$"):
             raise PatchError(at, "a directive that is not understood", f"{DIRECTIVE} or {RETAIN}")
+        before = merged.get(key)
         if value is None:
             merged.pop(key, None)
-        elif isinstance(value, dict):
-            before = merged.get(key)
-            if before is not None and not isinstance(before, dict):
-                raise PatchError(at, "an object", f"a {_kind(before)}")
-            merged[key] = _merge_map(before or {}, value, at)
         elif at in MERGE_KEYS:
-            merged[key] = _merge_list(merged.get(key) or [], value, at)
+            merged[key] = _merge_list(before or [], value, at)
+        elif before is not None and isinstance(before, dict) != isinstance(value, dict):
+            raise PatchError(at, _kind(value), _kind(before))
+        elif isinstance(value, dict):
+            merged[key] = _merge_map(before or {}, value, at)
         else:
-            if isinstance(merged.get(key), dict):
-                raise PatchError(at, f"a {_kind(value)}", "an object")
             merged[key] = copy.deepcopy(value)
     return merged
-
-
-def _new_map(wanted: Manifest, path: str) -> Manifest:
-    return _merge_map({}, wanted, path)
 
 
 def _merge_list(there: list[Manifest], patch: Any, path: str) -> list[Manifest]:
     key = MERGE_KEYS[path]
     if not isinstance(patch, list) or not all(isinstance(item, dict) for item in patch):
-        raise PatchError(path, f"a {_kind(patch)}", "a list of objects")
+        raise PatchError(path, _kind(patch), "a list of objects")
     if any(item.get(DIRECTIVE) == "replace" for item in patch):
         # This one item only says that the others stand for the whole list.
         there, patch = [], [item for item in patch if item.get(DIRECTIVE) != "replace"]
@@ -107,15 +101,5 @@ def _merge_list(there: list[Manifest], patch: Any, path: str) -> list[Manifest]:
 
 
 def _kind(value: Any) -> str:
-    match value:
-        case list():
-            return "list"
-        case dict():
-            return "object"
-        case str():
-            return "string"
-        case bool():
-            return "boolean"
-        case int() | float():
-            return "number"
-    return type(value).__name__
+    names = {dict: "object", str: "string", bool: "boolean", int: "number", float: "number"}
+    return names.get(type(value), type(value).__name__)
