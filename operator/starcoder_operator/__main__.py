@@ -82,6 +82,7 @@ class Operator:
             ),
             memory=memory,
             metrics=self.metrics,
+            heartbeat_stale=settings.heartbeat_stale,
         )
         self._queue: WorkQueue[RunKey] = WorkQueue(reconcile, workers=settings.workers, on_failure=reconcile.failed)
         self.metrics.watch_queue(lambda: self._queue.depth, lambda: self._queue.oldest)

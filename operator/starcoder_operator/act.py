@@ -100,7 +100,8 @@ class Actor:
                     message=event.message,
                 )
         actions = [action for action in plan.actions if not isinstance(action, EmitEvent)]
-        doing = "create pod"
+        self._forget_problems(actions, memory)
+        doing = WHAT[CreatePod]
         try:
             await self._try_pod(snapshot, actions, memory)
             for action_type, batch in itertools.groupby(actions, key=type):
@@ -114,6 +115,12 @@ class Actor:
             memory.problems[doing] = e.message
             later.append(TELL_AT_ONCE)
         return min((seconds for seconds in later if seconds is not None), default=None)
+
+    def _forget_problems(self, actions: Sequence[Action], memory: RunMemory) -> None:
+        """What is not to be done any more can't be a problem any more."""
+        wanted = {WHAT[type(action)] for action in actions} | ({WHAT[CreatePod]} if _creates(actions) else set())
+        for what in memory.problems.keys() - wanted:
+            del memory.problems[what]
 
     async def refuse(self, run: Manifest, problem: str) -> None:
         """Says in the status that the run can't be read, and does nothing else with it."""
@@ -174,8 +181,7 @@ class Actor:
 
     async def _try_pod(self, snapshot: Snapshot, actions: Sequence[Action], memory: RunMemory) -> None:
         """Has the server judge a Pod of this spec before anything of the run is created; once a generation."""
-        creates = any(isinstance(a, EnsureAccess | EnsureLeases | EnsureGang | CreatePod) for a in actions)
-        if not creates or memory.dry_run == snapshot.generation:
+        if not _creates(actions) or memory.dry_run == snapshot.generation:
             return
         first = next((a for a in actions if isinstance(a, CreatePod)), CreatePod(member=0, incarnation=0, gang=""))
         manifest = self._pod(snapshot, first)
@@ -316,6 +322,10 @@ class Actor:
 
 def _where(snapshot: Snapshot) -> dict[str, str]:
     return {"namespace": snapshot.namespace, "run": snapshot.name}
+
+
+def _creates(actions: Sequence[Action]) -> bool:
+    return any(isinstance(a, EnsureAccess | EnsureLeases | EnsureGang | CreatePod) for a in actions)
 
 
 def _owner(snapshot: Snapshot) -> Owner:

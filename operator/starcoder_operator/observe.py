@@ -187,14 +187,16 @@ class Observer:
     async def _gang(
         self, spec: StarCoderRunSpec, namespace: str, run: str, memory: RunMemory
     ) -> tuple[GangView | None, bool]:
-        """(newest group, whether the server has such things)."""
+        """(newest group that is not on its way out, whether the server has such things)."""
         group = gang_of(spec).group
         if group is None:
             return None, True
         try:
-            groups = await self._owned(group.kind, namespace, run, memory)
+            found = await self._owned(group.kind, namespace, run, memory)
         except ApiAbsent:
             return None, False
+        # A finalizer holds one that was deleted until its Pods have ended; none may join it any more.
+        groups = [g for g in found if "deletionTimestamp" not in g["metadata"]]
         return (group.view(max(groups, key=_placement)) if groups else None), True
 
     async def _access(

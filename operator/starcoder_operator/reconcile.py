@@ -23,11 +23,14 @@ STATES: tuple[str, ...] = get_args(State)
 class Reconciler:
     """Level-triggered: a pass may be cut anywhere and the next one comes out right, since it reads what is there."""
 
-    def __init__(self, *, observe: Observer, act: Actor, memory: Memory, metrics: Metrics) -> None:
+    def __init__(
+        self, *, observe: Observer, act: Actor, memory: Memory, metrics: Metrics, heartbeat_stale: float
+    ) -> None:
         self._observe = observe
         self._act = act
         self._memory = memory
         self._metrics = metrics
+        self._heartbeat_stale = heartbeat_stale
 
     async def __call__(self, key: RunKey) -> float | None:
         """Seconds until the next pass; None: only on a change.
@@ -47,7 +50,7 @@ class Reconciler:
                 return None
             if snapshot.deleting:
                 return None
-            decided = plan(snapshot)
+            decided = plan(snapshot, stale_after=self._heartbeat_stale)
             self._memory.of(key, snapshot.uid).state = decided.status.state
             began = time.monotonic()
             later = await self._act(snapshot, decided)

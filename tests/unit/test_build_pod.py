@@ -361,7 +361,7 @@ def test_a_patch_leaves_agent_and_worker_in_place(spec, sentence):
 
 
 def test_it_joins_its_gang_whatever_the_patch_says():
-    gang = {"spec": {"schedulingGroup": {"podGroupName": "good-g0"}}}
+    gang = {"spec": {"schedulingGroup": {"podGroupName": "good-p0"}}}
     patch = {"spec": {"schedulingGroup": {"podGroupName": "other"}}}
-    assert made(gang=gang, workers__podPatch=patch)["spec"]["schedulingGroup"] == {"podGroupName": "good-g0"}
+    assert made(gang=gang, workers__podPatch=patch)["spec"]["schedulingGroup"] == {"podGroupName": "good-p0"}
     assert "schedulingGroup" not in made()["spec"]

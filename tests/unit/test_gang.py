@@ -19,7 +19,7 @@ def native(**changes):
 
 
 def group(**changes):
-    found = native(**changes).group.manifest(OWNER, run(**changes).spec, "good-g0", 2)
+    found = native(**changes).group.manifest(OWNER, run(**changes).spec, "good-p0", 2)
     return found | {"metadata": found["metadata"] | {"uid": "u", "resourceVersion": "5"}}
 
 
@@ -53,7 +53,7 @@ def test_a_native_group_says_whether_it_was_placed(status, scheduled):
     condition = {"type": "PodGroupInitiallyScheduled", "status": status, "message": "no room"}
     found = group() | {"status": {"conditions": [condition] if status else []}}
     assert native().group.view(found) == GangView(
-        name="good-g0",
+        name="good-p0",
         uid="u",
         resource_version="5",
         min_count=2,
@@ -68,13 +68,13 @@ def test_a_patch_of_the_size_is_seen_as_the_new_size():
 
 
 def test_a_native_pod_joins_by_name_and_membership_is_what_the_server_kept():
-    joined = native().joined("good-g0")
-    assert native().membership(joined) == "good-g0"
+    joined = native().joined("good-p0")
+    assert native().membership(joined) == "good-p0"
     assert native().membership({"spec": {}}) == ""
 
 
 def test_without_a_gang_there_is_no_object_and_pods_are_as_they_are():
     alone = native(scheduling__gang="None")
     assert alone.group is None
-    assert alone.joined("good-g0") == {}
+    assert alone.joined("good-p0") == {}
     assert alone.membership({"spec": {"schedulingGroup": {"podGroupName": "x"}}}) == ""

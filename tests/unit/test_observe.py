@@ -105,7 +105,7 @@ def made_pod(member=0, incarnation=0, *, node="n1", **status):
         member=member,
         incarnation=incarnation,
         avoid_nodes=("n9",) if incarnation else (),
-        gang=gang_of(SPEC).joined("good-g0"),
+        gang=gang_of(SPEC).joined("good-p0"),
     )
     manifest["spec"] |= {"nodeName": node} if node else {}
     return manifest | {"status": {"phase": "Running", "podIP": "10.0.0.1", **status}}
@@ -169,7 +169,7 @@ async def test_a_pod_is_seen_with_what_decides_its_fate(bench):
     (seen,) = (await bench.look()).pods
     assert (seen.name, seen.member, seen.incarnation) == ("good-w1-4", 1, 4)
     assert (seen.phase, seen.node, seen.ip, seen.ready, seen.scheduled) == ("Running", "n1", "10.0.0.1", True, True)
-    assert (seen.scheduling_group, seen.avoided_nodes, seen.disruption) == ("good-g0", ("n9",), "")
+    assert (seen.scheduling_group, seen.avoided_nodes, seen.disruption) == ("good-p0", ("n9",), "")
     assert seen.template
 
 
@@ -231,13 +231,21 @@ async def test_groups_are_not_asked_for_where_none_are_wanted(bench):
 
 async def test_the_newest_group_is_the_present_placement(bench):
     for name, at in (
-        ("good-g9", "2026-12-01T00:00:00Z"),
-        ("good-g10", "2026-12-01T00:00:00Z"),
-        ("good-g2", "2026-11-01T00:00:00Z"),
+        ("good-p9", "2026-12-01T00:00:00Z"),
+        ("good-p10", "2026-12-01T00:00:00Z"),
+        ("good-p2", "2026-11-01T00:00:00Z"),
     ):
         bench.server.add(group(name, at))
     seen = (await bench.look()).gang
-    assert (seen.name, seen.min_count) == ("good-g10", 2)
+    assert (seen.name, seen.min_count) == ("good-p10", 2)
+
+
+async def test_a_group_that_is_being_deleted_is_left_out(bench):
+    bench.server.add(group("good-p1", "2026-11-01T00:00:00Z"))
+    leaving = group("good-p2", "2026-12-01T00:00:00Z")
+    leaving["metadata"]["deletionTimestamp"] = "2026-12-01T00:00:05Z"
+    bench.server.add(leaving)
+    assert (await bench.look()).gang.name == "good-p1"
 
 
 async def test_objects_of_another_run_of_the_name_are_left_out(bench):
@@ -246,7 +254,7 @@ async def test_objects_of_another_run_of_the_name_are_left_out(bench):
     stranger["metadata"]["ownerReferences"][0]["uid"] = "uid-0"
     for thing in (stranger, lease.lease(other, 0), assignment.config_map(other, ASSIGNMENT, "{}")):
         bench.server.add(thing)
-    bench.server.add(group("good-g0", "2026-12-01T00:00:00Z", metadata=other.metadata("good-g0")))
+    bench.server.add(group("good-p0", "2026-12-01T00:00:00Z", metadata=other.metadata("good-p0")))
     seen = await bench.look()
     assert (seen.pods, seen.leases, seen.gang, seen.assignment) == ((), (), None, None)
 
