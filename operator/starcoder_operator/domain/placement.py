@@ -162,7 +162,7 @@ def _allowance(
     snapshot: Snapshot, kept: tuple[MemberView, ...], missing: tuple[MemberView, ...], dropped: bool
 ) -> tuple[int, float | None, bool]:
     """(how many Pods may be created now, when to look again, whether it is a try)."""
-    if not missing or (is_native(snapshot) and not snapshot.gang_api):
+    if not missing or (is_native(snapshot) and not snapshot.gang_api) or not _refusals_are_told(snapshot):
         return 0, None, False
     one_or_all = 1 if snapshot.problems.get("create pod") else len(missing)
     told = snapshot.status.condition("Scheduled")
@@ -175,6 +175,13 @@ def _allowance(
         return (1, None, True) if left <= 0 else (0, left, False)
     proven = any(m.pod is not None and m.pod.scheduling_group == _newest_group(snapshot) for m in kept)
     return (one_or_all, None, False) if proven else (1, None, True)
+
+
+def _refusals_are_told(snapshot: Snapshot) -> bool:
+    """What was refused is told first and met again at the next look, so that a server that refuses is not pressed."""
+    conditions = [snapshot.status.condition(kind) for kind in ("Accepted", "Scheduled")]
+    told = "\n".join(c.message for c in conditions if c is not None)
+    return all(said in told for said in snapshot.problems.values())
 
 
 def _newest_group(snapshot: Snapshot) -> str | None:

@@ -49,7 +49,8 @@ WATCH_PROGRESS, WATCH_PROGRESS_LARGE, LARGE = 5.0, 12.0, 64
 """Seconds between looks at a gang that trains; from LARGE members on the longer ones."""
 LOOK_AT_SERVER = 30.0
 """Seconds between looks at what nobody watches: whether the server has PodGroups now."""
-LOOK_AT_REFUSED = 10.0
+LOOK_AT_REFUSED = 15.0
+"""Seconds between two tries of what was refused."""
 LOOK_AT_SILENT = 5.0
 LOOK_AT_AVOIDED = 15.0
 """Seconds between looks at nodes that a waiting Pod avoids."""

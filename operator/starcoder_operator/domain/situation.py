@@ -45,6 +45,8 @@ def _why_not_scheduled(
             "the API server does not serve scheduling.k8s.io/v1beta1 PodGroup, which `scheduling.gang: Native` needs: "
             f"turn on the feature gate GenericWorkload and that API, {GANG_NONE}"
         )
+    if snapshot.problems:
+        return reasons.REFUSED, refusals(snapshot)
     told = snapshot.status.condition("Scheduled")
     waits = told is not None and told.reason == reasons.GANG_FIELD_DROPPED and placement.look_again is not None
     if placement.dropped or placement.trying or waits:
@@ -52,9 +54,6 @@ def _why_not_scheduled(
             "the API server dropped spec.schedulingGroup of a new Pod, so the gang would not be placed as one: turn on "
             f"the feature gate GenericWorkload of API server and scheduler, {GANG_NONE}"
         )
-    if snapshot.problems:
-        what, said = next(iter(sorted(snapshot.problems.items())))
-        return reasons.REFUSED, f"{what}: the API server refused it: {said}"
     waiting = [m.pod for m in members if m.pod is not None and m.loss is None and not m.pod.scheduled]
     why = next((pod.unschedulable_message for pod in waiting if pod.unschedulable_message), "")
     if not why and waiting and snapshot.gang is not None and snapshot.gang.scheduled is False:
@@ -62,6 +61,12 @@ def _why_not_scheduled(
     if why:
         return reasons.UNSCHEDULABLE, f"{placed} have a node, the others find no room: {why}"
     return reasons.WAITING_FOR_SCHEDULER, f"{placed} have a node"
+
+
+def refusals(snapshot: Snapshot) -> str:
+    """All that the API server refused the last time, in its own words."""
+    said = "; ".join(f"{what}: {message}" for what, message in sorted(snapshot.problems.items()))
+    return f"the API server refused: {said}"
 
 
 def training(snapshot: Snapshot, members: tuple[MemberView, ...], decision: Decision) -> Claim:
@@ -82,14 +87,18 @@ def training(snapshot: Snapshot, members: tuple[MemberView, ...], decision: Deci
         case Finished():
             return Claim("Training", "False", reasons.SUCCEEDED, "the last iteration is trained")
         case Stay(waiting) | Hold(why=waiting):
-            return Claim("Training", "False", *_why_not_training(members, waiting))
+            return Claim("Training", "False", *_why_not_training(snapshot, members, waiting))
         case Go():
             return Claim("Training", "False", reasons.FORMING, "the process group forms")
         case Ended(failure):
-            return Claim("Training", "False", *_why_not_training(members, f"{failure.cause}: {failure.message}"))
+            return Claim(
+                "Training", "False", *_why_not_training(snapshot, members, f"{failure.cause}: {failure.message}")
+            )
 
 
-def _why_not_training(members: tuple[MemberView, ...], otherwise: str) -> tuple[str, str]:
+def _why_not_training(snapshot: Snapshot, members: tuple[MemberView, ...], otherwise: str) -> tuple[str, str]:
+    if "write assignment" in snapshot.problems:
+        return reasons.REFUSED, refusals(snapshot)
     standing = [m for m in members if m.pod is not None and m.loss is None]
     for member in standing:
         assert member.pod is not None
