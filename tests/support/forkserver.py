@@ -63,6 +63,7 @@ def fork_server(
                 "STARCODER_WORKER_SOCKET": str(path),
                 "STARCODER_ALLOW_FILE": "1",
                 "OPENBLAS_NUM_THREADS": "1",
+                "STARCODER_FORMATION_SECONDS": "10",
             },
             stdout=output,
             stderr=output,

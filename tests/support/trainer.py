@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -17,6 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from starcoder_trainer.agent.ledger import Claimed, Committed, Ledger, reference
+from starcoder_trainer.agent.machine import Upload
+from starcoder_trainer.agent.upload import upload_shard
 from starcoder_trainer.contract.assignment import CheckpointRef, Layout
 from starcoder_trainer.contract.config import (
     CheckpointConfig,
@@ -30,18 +32,12 @@ from starcoder_trainer.contract.config import (
     StorageConfig,
     TrainingConfig,
 )
-from starcoder_trainer.contract.ledger import (
-    FileRecord,
-    Manifest,
-    RankManifest,
-    ShardManifest,
-    ShardRef,
-    checkpoint_prefix,
-    digest_of,
-)
+from starcoder_trainer.contract.worker import Saved
 from starcoder_trainer.environment import set_environment
+from starcoder_trainer.storage.open import open_store
 
 ONE = Layout(1, 1, 1)
+RUN = RunIdentity("tiny", "default", "11111111-2222-3333-4444-555555555555")
 RANKS_TIMEOUT = 240.0
 
 
@@ -65,7 +61,7 @@ def make_config(
 ) -> TrainingConfig:
     """A model of odd sizes that divides by two tensor ranks and two stages."""
     return TrainingConfig(
-        run=RunIdentity("tiny", "default", "11111111-2222-3333-4444-555555555555"),
+        run=RUN,
         model=ModelConfig(
             preset="starcoder-tiny",
             layers=layers,
@@ -240,27 +236,44 @@ def masters(config: TrainingConfig) -> dict[str, Any]:
     }
 
 
-def uri_of(path: Path) -> str:
-    return f"file://{path}"
+def first_moment(config: TrainingConfig) -> tuple[float, float]:
+    """Work for `run_ranks` on one rank: gradient norm of the first iteration, and norm of Adam's first moment then."""
+    import torch
+
+    from starcoder_trainer.assemble import assemble
+    from starcoder_trainer.checkpoint.live import live_pieces
+    from starcoder_trainer.loop import Training, step
+    from starcoder_trainer.metrics import PhaseTimer
+
+    model, optimizer = assemble(config, fresh=True)
+    done = step(Training(config, model, optimizer, walks_for(config)), PhaseTimer())
+    moments = [p.data for p in live_pieces(model, optimizer) if p.name.state == "exp_avg"]
+    return done.grad_norm, torch.cat(moments).norm().item()
 
 
-def commit(root: Path, attempt: int, step: int) -> CheckpointRef:
-    """Make a checkpoint of what ranks saved under `root/checkpoints`, as the agents do after upload."""
-    folder = root / "checkpoints" / checkpoint_prefix(attempt, step)
-    ranks = [RankManifest.from_json(p.read_bytes()) for p in sorted(folder.glob("rank-*.json"))]
-    names = sorted({name for r in ranks for name in r.files})
-    files = tuple(
-        FileRecord(n, (folder / n).stat().st_size, hashlib.sha256((folder / n).read_bytes()).hexdigest()) for n in names
-    )
-    pieces = tuple(p for r in ranks for p in r.pieces)
-    shard = ShardManifest(
-        attempt, step, 0, tuple(r.rank for r in ranks), len(ranks), files, pieces, ranks[0].common
-    ).to_json()
-    (folder / "shard-00000.json").write_text(shard)
-    ref = ShardRef("shard-00000.json", len(shard), hashlib.sha256(shard.encode()).hexdigest())
-    manifest = Manifest(attempt, step, len(ranks), (ref,), files, ranks[0].common).to_json()
-    (folder / "manifest.json").write_text(manifest)
-    return CheckpointRef(attempt, step, digest_of(manifest.encode()))
+def commit(root: Path, attempt: int, step: int, world_size: int) -> CheckpointRef:
+    """Upload what ranks saved under `root` as two members (one, for one rank) do, commit it and choose it: with the
+    agents' own code, into the ledger `root/store`."""
+    from starcoder_trainer.checkpoint.save import directory_of
+
+    (root / "store").mkdir(exist_ok=True)
+    store = open_store(store_uri(root), StorageConfig(), None, allow_file=True)
+    ledger = Ledger(store, RUN, f"boot-{attempt}", 3, pause=lambda _: None)
+    claimed = ledger.claim(attempt, "Own")
+    assert isinstance(claimed, Claimed), claimed
+    folder = directory_of(root, attempt, step)
+    saved = [Saved(attempt, rank, step, str(folder), 0.0, 0) for rank in range(world_size)]
+    half = max(1, world_size // 2)
+    for member, ranks in enumerate([saved[:half], saved[half:]]):
+        if ranks:
+            upload_shard(store, member, Upload(attempt, step, world_size, tuple(ranks)))
+    committed = ledger.commit(attempt, step)
+    assert isinstance(committed, Committed), committed
+    return reference(committed.entry)
+
+
+def store_uri(root: Path) -> str:
+    return f"file://{root / 'store'}"
 
 
 def train_and_save(config: TrainingConfig, layout: Layout, scratch: Path, attempt: int = 1) -> list[float]:
@@ -277,10 +290,9 @@ def resume(
     """Work for `run_ranks`: load, train to the end, save when the configuration says, return the losses."""
     from starcoder_trainer.assemble import assemble
     from starcoder_trainer.checkpoint.load import load
-    from starcoder_trainer.storage.open import open_store
 
     model, optimizer = assemble(config, fresh=False)
-    store = open_store(uri_of(scratch / "checkpoints"), config.storage, None, allow_file=True)
+    store = open_store(store_uri(scratch), config.storage, None, allow_file=True)
     position = load(config, model, optimizer, store, checkpoint)
     return _train_and_save(config, layout, scratch, attempt, model, optimizer, position.iteration)
 
