@@ -255,8 +255,12 @@ def traces(
 
 
 async def watch(handlers: kopf.OperatorRegistry, *, namespaces: tuple[str, ...], stop: asyncio.Event) -> None:
-    """Watch until `stop` is set or the process is told to end by a signal; kopf takes over SIGTERM and SIGINT."""
-    await kopf.operator(
+    """Watch until `stop` is set or the process is told to end by a signal; kopf takes over SIGTERM and SIGINT.
+
+    Not `kopf.operator`: at its end that one waits 5 s for each task of the event loop that is younger than itself, then
+    cancels it. Those are our passes, and the connections of whoever scrapes us.
+    """
+    tasks = await kopf.spawn_tasks(
         registry=handlers,
         settings=settings(),
         standalone=True,
@@ -264,3 +268,11 @@ async def watch(handlers: kopf.OperatorRegistry, *, namespaces: tuple[str, ...],
         namespaces=list(namespaces),
         stop_flag=stop,
     )
+    try:
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    for task in ended:
+        task.result()

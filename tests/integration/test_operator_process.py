@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -14,9 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from starcoder_operator import handlers
+from starcoder_operator.adapters import connection
+from starcoder_operator.adapters.clock import SystemClock
 from starcoder_operator.adapters.kinds import (
     CONFIG_MAPS,
     EVENTS,
@@ -28,10 +33,12 @@ from starcoder_operator.adapters.kinds import (
     RUNS,
     SERVICE_ACCOUNTS,
 )
+from starcoder_operator.adapters.nodes import NodeCache
+from starcoder_operator.adapters.sightings import Sightings
 from starcoder_trainer.contract import names
 from starcoder_trainer.contract.assignment import Assignment, Member
 from starcoder_trainer.contract.config import TrainingConfig
-from tests.support.operator_space import OPERATOR, Space, space, until
+from tests.support.operator_space import OPERATOR, PATIENCE, Space, space, until
 from tests.support.runs import changed
 
 pytestmark = pytest.mark.integration
@@ -204,6 +211,31 @@ def test_one_that_cannot_renew_ends_instead_of_acting_on(start, here):
     assert process.running.returncode == 1
     assert process.logged("leadership lost")
     here.delete(LEASES, ELECTION)
+
+
+async def test_what_others_do_in_the_event_loop_outlives_the_watches(operators_kubeconfig, here):
+    """kopf's own runner takes every younger task for its own."""
+    configuration = await connection.load(str(operators_kubeconfig))
+    listed, stop, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    def note(_: object) -> None:
+        listed.set()
+
+    trace = handlers.traces(note=lambda: None, count=lambda *_: None, on_outage=lambda: None, on_list=note)
+
+    async def session() -> tuple[str, aiohttp.ClientSession]:
+        return configuration.host, await connection.watch_session(configuration, [trace])
+
+    clock = SystemClock()
+    edge = handlers.Edge(enqueue=lambda _: None, note=lambda: None, sightings=Sightings(clock), nodes=NodeCache())
+    watches = asyncio.create_task(handlers.watch(handlers.registry(edge, session), namespaces=(here.name,), stop=stop))
+    await asyncio.wait_for(listed.wait(), PATIENCE)
+    younger = asyncio.create_task(done.wait())
+    stop.set()
+    await asyncio.wait_for(watches, PATIENCE)
+    assert not younger.done()
+    done.set()
+    assert await younger
 
 
 def test_a_run_gets_all_it_needs(start, run, here):
