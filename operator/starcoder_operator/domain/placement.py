@@ -29,10 +29,11 @@ CONFIG_TROUBLE = frozenset(
 CRASH_TROUBLE = frozenset({"CrashLoopBackOff"})
 """Reasons of waiting containers, as the kubelet says them, that time alone does not mend."""
 
-FIELD_RETRY = 30.0
-"""Seconds after which one Pod is tried again where the server dropped `spec.schedulingGroup`."""
-MUST_BE_THERE = ("create access", "create lease", "create gang")
-"""What Pods need: where one of these was refused no Pod is created."""
+RETRY = 20.0
+"""Seconds after which the server is tried again with one Pod where it refused one or dropped `spec.schedulingGroup`."""
+TRIED_SLOWLY = (reasons.REFUSED, reasons.GANG_FIELD_DROPPED)
+"""Reasons of the condition Scheduled that hold Pods back. Its status is False while nothing is tried and Unknown while
+a try is under way, so lastTransitionTime is that of the last try."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,10 @@ class Placement:
     """Members without a Pod that counts."""
     dropped: int = 0
     """Pods that came without the group they were created for."""
+    held_back: bool = False
+    """The server refused Pods or dropped their group: none is created, until one is tried."""
     trying: bool = False
-    """One Pod is tried after others came without their group."""
+    """That one is tried now."""
     look_again: float | None = None
     actions: tuple[Action, ...] = ()
 
@@ -81,14 +84,13 @@ def place(snapshot: Snapshot, members: tuple[MemberView, ...]) -> Placement:
     if allowed:
         number = _number(snapshot, kept)
         actions += _gang(snapshot, number, kept, missing)
-        if any(snapshot.problems.get(what) for what in MUST_BE_THERE):
-            coming = ()
         actions += _creations(snapshot, number, coming)
     return Placement(
         number=number,
         incarnations=_incarnations(members, coming, snapshot.status.incarnations),
         missing=len(missing),
         dropped=len(dropped),
+        held_back=look_again is not None,
         trying=trying,
         look_again=look_again,
         actions=tuple(actions),
@@ -162,30 +164,26 @@ def _allowance(
     snapshot: Snapshot, kept: tuple[MemberView, ...], missing: tuple[MemberView, ...], dropped: bool
 ) -> tuple[int, float | None, bool]:
     """(how many Pods may be created now, when to look again, whether it is a try)."""
-    if not missing or (is_native(snapshot) and not snapshot.gang_api) or not _refusals_are_told(snapshot):
+    if not missing or (is_native(snapshot) and not snapshot.gang_api):
         return 0, None, False
-    one_or_all = 1 if snapshot.problems.get("create pod") else len(missing)
+    if dropped or any(what.startswith("create ") for what in snapshot.problems):
+        return 0, RETRY, False
     told = snapshot.status.condition("Scheduled")
-    if not is_native(snapshot) or (not dropped and (told is None or told.reason != reasons.GANG_FIELD_DROPPED)):
-        return one_or_all, None, False
-    if dropped or told is None:
-        return 0, FIELD_RETRY, False
-    if told.status == "False":
-        left = FIELD_RETRY - seconds_between(told.last_transition_time, snapshot.now)
-        return (1, None, True) if left <= 0 else (0, left, False)
-    proven = any(m.pod is not None and m.pod.scheduling_group == _newest_group(snapshot) for m in kept)
-    return (one_or_all, None, False) if proven else (1, None, True)
+    if told is None or told.reason not in TRIED_SLOWLY:
+        return len(missing), None, False
+    if told.status == "False" and told.observed_generation == snapshot.generation:
+        left = RETRY - seconds_between(told.last_transition_time, snapshot.now)
+        return (0, left, False) if left > 0 else (1, None, True)
+    if told.reason == reasons.REFUSED:
+        tried = told.status == "Unknown"
+    else:
+        tried = not is_native(snapshot) or any(_is_in_group(snapshot, m) for m in kept)
+    return (len(missing), None, False) if tried else (1, None, True)
 
 
-def _refusals_are_told(snapshot: Snapshot) -> bool:
-    """What was refused is told first and met again at the next look, so that a server that refuses is not pressed."""
-    conditions = [snapshot.status.condition(kind) for kind in ("Accepted", "Scheduled")]
-    told = "\n".join(c.message for c in conditions if c is not None)
-    return all(said in told for said in snapshot.problems.values())
-
-
-def _newest_group(snapshot: Snapshot) -> str | None:
-    return snapshot.gang.name if snapshot.gang else None
+def _is_in_group(snapshot: Snapshot, member: MemberView) -> bool:
+    gang, pod = snapshot.gang, member.pod
+    return gang is not None and pod is not None and pod.scheduling_group == gang.name
 
 
 def _number(snapshot: Snapshot, kept: tuple[MemberView, ...]) -> int:

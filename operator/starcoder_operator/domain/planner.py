@@ -49,8 +49,6 @@ WATCH_PROGRESS, WATCH_PROGRESS_LARGE, LARGE = 5.0, 12.0, 64
 """Seconds between looks at a gang that trains; from LARGE members on the longer ones."""
 LOOK_AT_SERVER = 30.0
 """Seconds between looks at what nobody watches: whether the server has PodGroups now."""
-LOOK_AT_REFUSED = 15.0
-"""Seconds between two tries of what was refused."""
 LOOK_AT_SILENT = 5.0
 LOOK_AT_AVOIDED = 15.0
 """Seconds between looks at nodes that a waiting Pod avoids."""
@@ -153,7 +151,7 @@ def _wanted(
         case Stay() | Unclear() | AwaitCause():
             pass
     claims = (
-        situation.accepted(snapshot),
+        situation.accepted(snapshot, placement),
         situation.scheduled(snapshot, members, placement),
         situation.training(snapshot, members, decision),
         situation.checkpoint_verified(snapshot, status, members),
@@ -309,8 +307,6 @@ def _look_again(
         looks.append(LOOK_AT_SILENT)
     if placement.missing and not snapshot.gang_api:
         looks.append(LOOK_AT_SERVER)
-    if snapshot.problems:
-        looks.append(LOOK_AT_REFUSED)
     if any(p.avoided_nodes and not p.scheduled for p in snapshot.pods):
         looks.append(LOOK_AT_AVOIDED)
     unseen = [p.age for p in snapshot.pods if p.node and p.node not in snapshot.nodes and p.age < NODE_INDEX_LAG]

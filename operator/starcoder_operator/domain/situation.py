@@ -11,7 +11,7 @@ from . import reasons
 from .conditions import Claim
 from .formation import AwaitCause, Decision, Ended, Finished, Go, Hold, Stay, Unclear, own_assignment
 from .members import MemberView
-from .placement import Placement, is_native, waiting_trouble
+from .placement import TRIED_SLOWLY, Placement, is_native, waiting_trouble
 from .snapshot import Snapshot
 
 REFUSALS = ("forbidden", "exceeded quota", "denied", "is there already")
@@ -20,8 +20,11 @@ LEDGER_PROBLEMS = ("CheckpointForeign", "CheckpointLost")
 GANG_NONE = "or set `scheduling.gang: None` to have the Pods placed one by one"
 
 
-def accepted(snapshot: Snapshot) -> Claim:
+def accepted(snapshot: Snapshot, placement: Placement | None = None) -> Claim:
     """The spec is valid; whether the API server takes a Pod of it shows when one is made."""
+    told = snapshot.status.condition("Accepted")
+    if told is not None and told.reason == reasons.POD_INVALID and _waits_to_try(snapshot, placement):
+        return Claim("Accepted", "False", told.reason, told.message)
     refused = snapshot.problems.get("create pod", "")
     if refused and not any(word in refused for word in REFUSALS):
         return Claim("Accepted", "False", reasons.POD_INVALID, f"the API server refused a Pod of this spec: {refused}")
@@ -47,13 +50,14 @@ def _why_not_scheduled(
         )
     if snapshot.problems:
         return reasons.REFUSED, refusals(snapshot)
-    told = snapshot.status.condition("Scheduled")
-    waits = told is not None and told.reason == reasons.GANG_FIELD_DROPPED and placement.look_again is not None
-    if placement.dropped or placement.trying or waits:
+    if placement.dropped:
         return reasons.GANG_FIELD_DROPPED, (
             "the API server dropped spec.schedulingGroup of a new Pod, so the gang would not be placed as one: turn on "
             f"the feature gate GenericWorkload of API server and scheduler, {GANG_NONE}"
         )
+    told = snapshot.status.condition("Scheduled")
+    if told is not None and _waits_to_try(snapshot, placement):
+        return told.reason, told.message
     waiting = [m.pod for m in members if m.pod is not None and m.loss is None and not m.pod.scheduled]
     why = next((pod.unschedulable_message for pod in waiting if pod.unschedulable_message), "")
     if not why and waiting and snapshot.gang is not None and snapshot.gang.scheduled is False:
@@ -61,6 +65,14 @@ def _why_not_scheduled(
     if why:
         return reasons.UNSCHEDULABLE, f"{placed} have a node, the others find no room: {why}"
     return reasons.WAITING_FOR_SCHEDULER, f"{placed} have a node"
+
+
+def _waits_to_try(snapshot: Snapshot, placement: Placement | None) -> bool:
+    """What the server did the last time stands until it is known to do better."""
+    if placement is None or snapshot.problems or not (placement.held_back or placement.trying):
+        return False
+    told = snapshot.status.condition("Scheduled")
+    return told is not None and told.reason in TRIED_SLOWLY
 
 
 def refusals(snapshot: Snapshot) -> str:

@@ -1,0 +1,193 @@
+"""Agents of simulated Pods: the shipped state machine of each, with workers, store and time that are only numbers.
+
+Workers of an attempt train when all its ranks were started; they lose each other when one of them goes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+from starcoder_trainer.agent import machine as m
+from starcoder_trainer.contract.assignment import Assignment, CheckpointRef, Offer
+from starcoder_trainer.contract.config import TrainingConfig
+from starcoder_trainer.contract.report import Cause, Failure, Problem, Report, Verified
+from starcoder_trainer.contract.worker import Exited, Saved, Started, Step
+
+SAVE_EVERY = 10
+STEP = 5
+"""Iterations that pass between two looks."""
+
+
+@dataclass
+class Store:
+    """HEAD, and what may hinder a leader from claiming it."""
+
+    attempt: int = 0
+    entries: list[CheckpointRef] = field(default_factory=list)
+    problem: Problem | None = None
+    commits: list[tuple[int, int]] = field(default_factory=list)
+    """(attempt, step) in the order in which they were listed."""
+
+    def verified(self) -> Verified | None:
+        if not self.entries:
+            return None
+        newest = self.entries[-1]
+        return Verified(newest, f"s3://b/a{newest.attempt}/step-{newest.step:08d}", "2026-01-01T00:00:00Z", 1)
+
+
+@dataclass
+class Group:
+    """The process groups of all attempts: which members' workers stand in which attempt."""
+
+    started: dict[int, set[int]] = field(default_factory=dict)
+    broken: set[int] = field(default_factory=set)
+    """Attempts that lost a worker: the others notice at their next step."""
+
+
+class Agent:
+    """One start of a Pod's agent container, with the worker container beside it."""
+
+    _boots = itertools.count()
+
+    def __init__(self, *, run_uid: str, pod: str, member: int, incarnation: int, node: str, world: World) -> None:
+        self.member, self.world = member, world
+        self.boot_id = f"boot-{next(self._boots)}"
+        me = m.Identity(run_uid, self.boot_id, pod, incarnation, node, f"10.0.0.{member}", "/scratch")
+        self.machine = m.Machine(me, world.now)
+        self.connected = False
+        self.running: int | None = None
+        """Attempt whose workers run here."""
+        self.iteration = 0
+        self.quit = self.exited = False
+        self.pending: list[m.Event] = []
+        self.preparing: int | None = None
+        self.iterations = 0
+
+    @property
+    def report(self) -> Report:
+        return self.machine.report
+
+    def tell(self, event: m.Event) -> None:
+        for action in self.machine.handle(event):
+            self._carry_out(action)
+
+    def look(self, assignment: Assignment | None, config_json: str) -> None:
+        """One round of everything: the assignment is read, workers work, the store answers."""
+        if self.exited:
+            return
+        now = self.world.now
+        if assignment is not None:
+            config = TrainingConfig.from_json(config_json)
+            self.iterations = config.training.iterations
+            self.tell(m.Assigned(now, assignment, config.to_dict()))
+        if not self.connected and not self.quit:
+            self.connected = True
+            self.tell(m.WorkersReady(now))
+        events, self.pending = self.pending, []
+        for event in events:
+            self.tell(event)
+        if self.preparing is not None:
+            self._prepare(self.preparing)
+        if self.running is not None and assignment is not None:
+            self._work(self.running, len(assignment.members), assignment.gpus_per_member)
+
+    def crash(self, cause: Cause = "Crash", message: str = "worker raised") -> bool:
+        """A worker of this Pod ends; whether there was one."""
+        if self.running is None:
+            return False
+        attempt = self.running
+        self._end_workers()
+        rank = min(self.machine._workers.ranks) if self.machine._workers else 0
+        self.tell(m.WorkerExited(self.world.now, Exited(attempt, rank, 70, Failure(cause, message, 70, rank))))
+        return True
+
+    def vanish(self) -> None:
+        """Killed with its workers; nobody is told."""
+        self._end_workers()
+        self.exited = True
+
+    def _carry_out(self, action: m.Action) -> None:
+        now = self.world.now
+        match action:
+            case m.StartWorkers(start):
+                assert self.connected
+                assert self.running is None
+                self.running = start.attempt
+                self.iteration = start.checkpoint.step if start.checkpoint else 0
+                self.world.group.started.setdefault(start.attempt, set()).add(self.member)
+            case m.StopWorkers():
+                self._end_workers()
+                self.pending.append(m.WorkersStopped(now))
+            case m.QuitWorkers():
+                self._end_workers()
+                self.quit, self.connected = True, False
+            case m.Prepare(attempt):
+                self.preparing = attempt
+            case m.Upload(attempt, step):
+                self.pending.append(m.ShardUploaded(now, attempt, step))
+            case m.Commit(attempt, step):
+                self._commit(attempt, step)
+            case m.Exit():
+                self.exited = True
+
+    def _end_workers(self) -> None:
+        if self.running is not None:
+            self.world.group.broken.add(self.running)
+            self.running = None
+
+    def _prepare(self, attempt: int) -> None:
+        store, now = self.world.store, self.world.now
+        if store.problem is not None:
+            self.tell(m.PrepareHindered(now, attempt, store.problem))
+        elif store.attempt >= attempt:
+            self.preparing = None
+            self.tell(m.FencedOut(now, attempt, store.attempt))
+        else:
+            self.preparing, store.attempt = None, attempt
+            newest = store.entries[-1] if store.entries else None
+            self.tell(m.Prepared(now, attempt, Offer(f"10.0.0.{self.member}", 7, newest), store.verified()))
+
+    def _commit(self, attempt: int, step: int) -> None:
+        store, now = self.world.store, self.world.now
+        if store.attempt != attempt:
+            self.pending.append(m.FencedOut(now, attempt, store.attempt))
+            return
+        store.entries.append(CheckpointRef(attempt, step, f"sha256:{attempt}-{step}"))
+        store.commits.append((attempt, step))
+        verified = store.verified()
+        assert verified is not None
+        self.pending.append(m.CheckpointVerified(now, attempt, verified))
+
+    def _work(self, attempt: int, members: int, gpus: int) -> None:
+        now, group = self.world.now, self.world.group
+        workers = self.machine._workers
+        ranks = sorted(workers.ranks) if workers else []
+        if attempt in group.broken:
+            self.crash("Peer", "connection closed by peer")
+            return
+        if len(group.started.get(attempt, ())) < members:
+            return
+        if self.report.state == "starting":
+            for rank in ranks:
+                self.tell(m.WorkerStarted(now, Started(attempt, rank, self.iteration)))
+            return
+        self.iteration = min(self.iteration + STEP, self.iterations)
+        tokens = self.iteration * 100
+        self.tell(m.WorkerStepped(now, Step(attempt, ranks[0], self.iteration, 0, tokens, 2.5, 0.1, 1.0, 1000.0, {})))
+        if self.iteration % SAVE_EVERY == 0 or self.iteration == self.iterations:
+            for rank in ranks:
+                self.tell(m.WorkerSaved(now, Saved(attempt, rank, self.iteration, "/x", 0.1, 1)))
+        if self.iteration == self.iterations:
+            self.running = None
+            for rank in ranks:
+                self.tell(m.WorkerExited(now, Exited(attempt, rank, 0, None)))
+
+
+@dataclass
+class World:
+    """What all agents share."""
+
+    now: float = 0.0
+    store: Store = field(default_factory=Store)
+    group: Group = field(default_factory=Group)

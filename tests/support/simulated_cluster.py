@@ -1,0 +1,416 @@
+"""A cluster in memory: API server, gang scheduler, kubelets and agents, as far as the planner can tell them from real
+ones. Its rules are checked as they are used: a name or a uid that is misused fails the test at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from starcoder_operator.api.v1alpha1 import StarCoderRunSpec, StarCoderRunStatus
+from starcoder_operator.domain.plan import (
+    Action,
+    CreatePod,
+    DeleteGang,
+    DeletePod,
+    EmitEvent,
+    EnsureAccess,
+    EnsureGang,
+    EnsureLeases,
+    Plan,
+    WriteAssignment,
+)
+from starcoder_operator.domain.pod_template import template_digest
+from starcoder_operator.domain.snapshot import (
+    AssignmentView,
+    ContainerView,
+    GangView,
+    LeaseView,
+    NodeView,
+    PodView,
+    Snapshot,
+)
+from starcoder_operator.domain.timestamps import after
+from starcoder_trainer.agent import machine as m
+from starcoder_trainer.contract import names
+from starcoder_trainer.contract.report import Report
+from tests.support.simulated_agents import Agent, World
+
+EPOCH = "2026-01-01T00:00:00Z"
+
+
+class Conflict(Exception):
+    """Somebody wrote since the snapshot was taken."""
+
+
+class Cut(Exception):
+    """The operator died between two calls."""
+
+
+class Refused(Exception):
+    pass
+
+
+@dataclass
+class Pod:
+    view: PodView
+    created: float
+    agent: Agent | None = None
+    worker: ContainerView = field(default_factory=lambda: ContainerView(names.CONTAINER_WORKER, True, 0))
+
+
+@dataclass
+class Lease:
+    report: Report | None = None
+    renewed: float = 0.0
+
+
+class SimulatedCluster:
+    def __init__(self, spec: StarCoderRunSpec, *, name: str = "a", nodes: int = 0) -> None:
+        self.name, self.uid, self.spec, self.generation = name, f"uid-{name}", spec, 1
+        self.world = World()
+        self.status = StarCoderRunStatus()
+        self.version = 1
+        self.status_writes = 0
+        self.pods: dict[str, Pod] = {}
+        self.leases: dict[int, Lease] = {}
+        self.nodes = {f"node-{i}": NodeView(f"node-{i}", True, False, ()) for i in range(nodes or spec.workers.replicas)}
+        self.groups: dict[str, GangView] = {}
+        self.assignment: AssignmentView | None = None
+        self.access = False
+        self.gang_api = self.gang_field = True
+        self.refusing: dict[str, str] = {}
+        """What is refused -> the server's words."""
+        self.problems: dict[str, str] = {}
+        self.api_reaches_agents = True
+        self.pullable: set[str] | None = None
+        """Images that a registry has; None: all."""
+        self.events: list[EmitEvent] = []
+        self.names_used: set[str] = set()
+        self.runs_written: dict[int, set[str]] = {}
+        """Attempt -> assignments in phase run that were written for it."""
+        self.attempts_written: list[int] = []
+        self._uids = itertools.count()
+
+    # What the operator sees and does
+
+    def snapshot(self) -> Snapshot:
+        now = self.world.now
+        newest = max(self.groups.values(), key=lambda g: int(g.uid.removeprefix("uid-g")), default=None)
+        return Snapshot(
+            namespace="default",
+            name=self.name,
+            uid=self.uid,
+            generation=self.generation,
+            resource_version=str(self.version),
+            deleting=False,
+            created_at=EPOCH,
+            spec=self.spec,
+            status=self.status,
+            pods=tuple(replace(p.view, containers=self._containers(p), age=now - p.created) for p in self.pods.values()),
+            leases=tuple(
+                LeaseView(i, names.lease_name(self.name, i), "1", lease.report, now - lease.renewed)
+                for i, lease in self.leases.items()
+            ),
+            nodes=dict(self.nodes),
+            gang=newest if self.native and self.gang_api else None,
+            gang_api=self.gang_api or not self.native,
+            assignment=self.assignment,
+            rbac_present=self.access,
+            now=after(EPOCH, now),
+            clock=now,
+            problems=dict(self.problems),
+        )
+
+    @property
+    def native(self) -> bool:
+        return self.spec.scheduling.gang == "Native"
+
+    def act(self, snapshot: Snapshot, plan: Plan, cut_after: int | None = None) -> None:
+        """As the shipped actor does: status, Events, actions; what is refused ends the pass.
+
+        Raises:
+            Conflict: the snapshot is old and something that it is about has changed.
+            Cut: after so many calls.
+        """
+        calls = itertools.count()
+
+        def call() -> None:
+            if cut_after is not None and next(calls) >= cut_after:
+                raise Cut
+
+        self._check_status(plan.status)
+        if plan.status.to_dict() != snapshot.status.to_dict():
+            call()
+            self.write_status(snapshot, plan.status)
+        self.events += [a for a in plan.actions if isinstance(a, EmitEvent)]
+        actions = [a for a in plan.actions if not isinstance(a, EmitEvent)]
+        wanted = {what(a) for a in actions}
+        self.problems = {k: v for k, v in self.problems.items() if k in wanted}
+        for action in actions:
+            call()
+            if what(action) in self.refusing:
+                self.problems[what(action)] = self.refusing[what(action)]
+                return
+            self._do(snapshot, action)
+            self.problems.pop(what(action), None)
+
+    def write_status(self, snapshot: Snapshot, status: StarCoderRunStatus) -> None:
+        if snapshot.resource_version != str(self.version):
+            raise Conflict
+        assert status.attempt >= self.status.attempt, "attempts only grow"
+        assert status.placement >= self.status.placement
+        assert all(new >= old for new, old in zip(status.incarnations, self.status.incarnations, strict=False))
+        # through the wire
+        self.status = StarCoderRunStatus.model_validate(status.to_dict())
+        self.version += 1
+        self.status_writes += 1
+
+    def _check_status(self, status: StarCoderRunStatus) -> None:
+        assert status.reason is not None or not status.conditions
+        assert all(n >= 0 for n in status.restarts.by_cause.values())
+        assert sum(status.restarts.by_cause.values()) == status.restarts.total
+
+    def _do(self, snapshot: Snapshot, action: Action) -> None:
+        match action:
+            case EnsureAccess():
+                self.access = True
+            case EnsureLeases(members):
+                for i in members:
+                    self.leases.setdefault(i, Lease(renewed=self.world.now))
+            case EnsureGang(name, min_count):
+                assert self.native
+                assert 1 <= min_count <= self.spec.workers.replicas
+                known = self.groups.get(name)
+                if known is None:
+                    assert name not in self.names_used, f"PodGroup {name} is used again"
+                    self.names_used.add(name)
+                    self.groups[name] = GangView(name, f"uid-g{next(self._uids)}", "1", min_count, None, "")
+                else:
+                    self.groups[name] = replace(known, min_count=min_count)
+            case CreatePod():
+                self._create(action)
+            case DeletePod(name, uid):
+                pod = self.pods.get(name)
+                if pod is not None and pod.view.uid == uid:
+                    self.delete_pod(name)
+            case DeleteGang(name, uid):
+                if name in self.groups and self.groups[name].uid == uid:
+                    del self.groups[name]
+            case WriteAssignment():
+                self._write(action)
+            case EmitEvent():
+                pass
+
+    def _create(self, action: CreatePod) -> None:
+        name = names.pod_name(self.name, action.member, action.incarnation)
+        assert name not in self.names_used, f"Pod {name} is used again"
+        assert action.incarnation <= self.status.incarnations[action.member], "created before it was recorded"
+        assert not self.native or action.gang in self.groups, "created before its PodGroup"
+        standing = [p for p in self.pods.values() if p.view.member == action.member and self.counts(p)]
+        assert not standing, f"{name} beside {[p.view.name for p in standing]}"
+        self.names_used.add(name)
+        view = PodView(
+            name=name,
+            uid=f"uid-p{next(self._uids)}",
+            resource_version="1",
+            member=action.member,
+            incarnation=action.incarnation,
+            phase="Pending",
+            node="",
+            deleting=False,
+            scheduled=False,
+            unschedulable_message="",
+            ready=False,
+            ip="",
+            disruption="",
+            scheduling_group=action.gang if self.gang_field else "",
+            containers=(),
+            age=0.0,
+            avoided_nodes=action.avoid_nodes,
+            template=template_digest(self.spec),
+        )
+        self.pods[name] = Pod(view, self.world.now)
+
+    def counts(self, pod: Pod) -> bool:
+        """It stands, on a node that stands."""
+        node = self.nodes.get(pod.view.node)
+        fine = not pod.view.node or (node is not None and node.ready is True)
+        return fine and not pod.view.deleting and pod.view.phase in ("Pending", "Running")
+
+    def _write(self, action: WriteAssignment) -> None:
+        version = self.assignment.resource_version if self.assignment else ""
+        if action.resource_version != version:
+            raise Conflict
+        written = action.assignment
+        assert written.attempt <= self.status.attempt, "written before it was recorded"
+        assert written.attempt >= max(self.attempts_written, default=0), "attempts only grow"
+        self.attempts_written.append(written.attempt)
+        if written.phase == "run":
+            assert all(place.boot_id for place in written.members)
+            assert written.offer is not None
+            forms = self.runs_written.setdefault(written.attempt, set())
+            forms.add(written.to_json())
+            assert len(forms) == 1, f"attempt {written.attempt} runs in two forms"
+        before = self.assignment
+        if before and before.assignment.phase == "run" and written.phase == "hold":
+            assert written.attempt > before.assignment.attempt, "a running attempt is held again"
+        self.assignment = AssignmentView(str(int(version or 0) + 1), written, action.config_json)
+
+    # What the cluster does by itself
+
+    def settle_cluster(self) -> None:
+        """Scheduler, kubelets, agents: one round."""
+        self._schedule()
+        for pod in list(self.pods.values()):
+            self._kubelet(pod)
+        for pod in list(self.pods.values()):
+            self._agent(pod)
+
+    def up(self, node: str) -> bool:
+        return node in self.nodes and self.nodes[node].ready is True
+
+    def _free(self, avoided: tuple[str, ...]) -> list[str]:
+        taken = {p.view.node for p in self.pods.values() if p.view.phase in ("Pending", "Running") and p.view.node}
+        return [n for n, v in self.nodes.items()
+                if n not in taken and n not in avoided and v.ready and not v.unschedulable]  # fmt: skip
+
+    def _schedule(self) -> None:
+        waiting = [p for p in self.pods.values()
+                   if not p.view.node and not p.view.deleting and p.view.phase == "Pending"]  # fmt: skip
+        by_group: dict[str, list[Pod]] = {}
+        for pod in waiting:
+            by_group.setdefault(pod.view.scheduling_group, []).append(pod)
+        for name, pods in by_group.items():
+            needed = 0
+            if name:
+                if name not in self.groups:
+                    continue
+                alive = [p for p in self.pods.values() if p.view.scheduling_group == name and not p.view.deleting
+                         and p.view.phase in ("Pending", "Running")]  # fmt: skip
+                needed = self.groups[name].min_count
+                if len(alive) < needed:
+                    continue
+                needed -= sum(bool(p.view.node) for p in alive)
+            self._bind(name, pods, needed)
+
+    def _bind(self, group: str, pods: list[Pod], needed: int) -> None:
+        chosen: dict[str, str] = {}
+        for pod in pods:
+            free = [n for n in self._free(pod.view.avoided_nodes) if n not in chosen.values()]
+            if free:
+                chosen[pod.view.name] = free[0]
+        if len(chosen) < needed:
+            chosen = {}
+        for pod in pods:
+            node = chosen.get(pod.view.name, "")
+            message = "" if node else "0 nodes are available: too few nvidia.com/gpu"
+            pod.view = replace(pod.view, node=node, scheduled=bool(node), unschedulable_message=message)
+        if group and chosen:
+            self.groups[group] = replace(self.groups[group], scheduled=True)
+
+    def _kubelet(self, pod: Pod) -> None:
+        view = pod.view
+        if not view.node:
+            if view.deleting:
+                del self.pods[view.name]
+            return
+        if view.node not in self.nodes:
+            # Pod garbage collection
+            self._kill(pod)
+            del self.pods[view.name]
+            return
+        if not self.up(view.node):
+            return
+        if view.deleting:
+            if pod.agent is not None:
+                pod.agent.tell(m.Terminated(self.world.now))
+                self._kill(pod)
+            del self.pods[view.name]
+            return
+        if view.phase == "Pending" and self._image_is_there():
+            pod.view = replace(view, phase="Running", ready=True, ip="10.0.0.1")
+            self.start_agent(pod)
+
+    def _image_is_there(self) -> bool:
+        return self.pullable is None or (self.spec.workers.image or "") in self.pullable
+
+    def start_agent(self, pod: Pod) -> None:
+        view = pod.view
+        pod.agent = Agent(
+            run_uid=self.uid, pod=view.name, member=view.member, incarnation=view.incarnation, node=view.node,
+            world=self.world,
+        )  # fmt: skip
+
+    def _agent(self, pod: Pod) -> None:
+        if pod.agent is None or not self.up(pod.view.node) or not self.api_reaches_agents:
+            return
+        written = self.assignment
+        pod.agent.look(written.assignment if written else None, written.config_json if written else "")
+        lease = self.leases.get(pod.view.member)
+        if lease is not None:
+            if lease.report is not None and lease.report.incarnation > pod.agent.report.incarnation:
+                pod.agent.tell(m.Superseded(self.world.now))
+            elif not pod.agent.machine.silent:
+                lease.report = Report.from_json(pod.agent.report.to_json())
+                lease.renewed = self.world.now
+        if pod.agent.quit:
+            pod.view = replace(pod.view, phase="Succeeded", ready=False)
+            pod.agent = None
+
+    def _containers(self, pod: Pod) -> tuple[ContainerView, ...]:
+        if pod.view.node and pod.view.phase == "Pending" and not self._image_is_there():
+            waiting = ContainerView(names.CONTAINER_WORKER, False, 0, "ErrImagePull", "manifest unknown")
+            return (waiting,)
+        if not pod.view.node:
+            return ()
+        return (ContainerView(names.CONTAINER_AGENT, True, 0), pod.worker)
+
+    # What happens to it
+
+    def change_spec(self, **fields: Any) -> None:
+        self.spec = self.spec.model_copy(update=fields)
+        self.generation += 1
+        self.version += 1
+
+    def delete_pod(self, name: str) -> None:
+        pod = self.pods[name]
+        if not pod.view.node or pod.view.phase in ("Succeeded", "Failed"):
+            del self.pods[name]
+        else:
+            pod.view = replace(pod.view, deleting=True)
+
+    def node_dies(self, node: str) -> None:
+        for pod in self.pods.values():
+            if pod.view.node == node:
+                self._kill(pod)
+
+    def node_is_unknown(self, node: str) -> None:
+        """What the control plane says of it, sooner or later."""
+        self.nodes[node] = replace(self.nodes[node], ready=None)
+
+    def node_returns(self, node: str) -> None:
+        self.nodes[node] = NodeView(node, True, False, ())
+        for pod in self.pods.values():
+            if pod.view.node == node and pod.view.phase == "Running" and pod.agent is None and not pod.view.deleting:
+                self.start_agent(pod)
+
+    def agent_restarts(self, name: str) -> None:
+        pod = self.pods[name]
+        if pod.agent is not None:
+            pod.agent.vanish()
+            self.start_agent(pod)
+
+    def _kill(self, pod: Pod) -> None:
+        if pod.agent is not None:
+            pod.agent.vanish()
+            pod.agent = None
+
+
+def what(action: Action) -> str:
+    kinds = {
+        EnsureAccess: "create access", EnsureLeases: "create lease", EnsureGang: "create gang", CreatePod: "create pod",
+        DeletePod: "delete pod", DeleteGang: "delete gang", WriteAssignment: "write assignment",
+    }  # fmt: skip
+    return kinds[type(action)]
