@@ -1,0 +1,277 @@
+"""A whole cluster: brought up, looked at, hurt, removed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import binaries, imagefiles, kubeapi, network, packages, paths
+from .addresses import NAME, control_plane_netns
+from .addresses import nodes as node_addresses
+from .controlplane import COMPONENTS, ControlPlane
+from .leftovers import LeftBehind, found
+from .node import Node
+from .options import Options
+from .process import environment
+from .s3 import S3, make_buckets
+from .waiting import until
+
+
+class ClusterError(RuntimeError):
+    """What was asked can't be done to this cluster; the message says why and what can."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The cluster called `name`; several may live side by side. Making the object starts nothing."""
+
+    name: str = "starcoder"
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"name: found {self.name!r}, expected {NAME.pattern}")
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    @property
+    def folder(self) -> Path:
+        return paths.state(self.name)
+
+    @property
+    def running(self) -> bool:
+        """Whether `up` once finished and the machine has not been rebooted since; nodes and components may be stopped."""
+        return self._complete.exists() and control_plane_netns(self.name) in network.existing(self.name)
+
+    @property
+    def options(self) -> Options:
+        """What it was brought up with. Raises ClusterError where it wasn't."""
+        try:
+            return Options.from_json(self._options.read_text())
+        except FileNotFoundError:
+            raise ClusterError(f"cluster {self.name} doesn't run; `python -m devcluster up` starts one") from None
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The admin's. Its server answers only `inside` the control plane's network namespace."""
+        return self.plane.site.pki.kubeconfig("admin")
+
+    @property
+    def s3(self) -> S3:
+        return self.plane.s3.credentials
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """All, those that are switched off too."""
+        options = self.options
+        return tuple(Node(a, self.folder, options) for a in node_addresses(self.name, options.nodes))
+
+    @property
+    def plane(self) -> ControlPlane:
+        return ControlPlane.of_cluster(self.name, self.folder, self.options)
+
+    def node(self, name: str) -> Node:
+        """Raises ClusterError where no node is called that."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise ClusterError(f"no node is called {name!r}; there are {', '.join(n.name for n in self.nodes)}")
+
+    def kubectl(
+        self, *arguments: str, stdin: str | None = None, check: bool = True, timeout: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        """kubectl as admin. Raises KubectlFailed where `check` is set and it exits with a code but 0."""
+        return self.plane.kubectl(*arguments, stdin=stdin, check=check, timeout=timeout)
+
+    def helm(self, *arguments: str, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """helm as admin, with state and caches of its own. Raises ClusterError where `check` is set and it fails."""
+        argv = (*self.plane.enter(), binaries.path("helm"), *arguments)
+        helm = self.folder / "helm"
+        folders = {f"HELM_{kind}_HOME": str(helm / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=environment() | folders | {"KUBECONFIG": str(self.kubeconfig)},
+            check=False,
+        )
+        if check and done.returncode:
+            raise ClusterError(f"`helm {' '.join(arguments)}` exited with {done.returncode}: {done.stderr.strip()}")
+        return done
+
+    def inside(self) -> AbstractContextManager[None]:
+        """The calling thread, and what it starts meanwhile, reaches API server, Services' Pods and S3 by their addresses."""
+        return network.inside(control_plane_netns(self.name))
+
+    def make_buckets(self, *names: str) -> None:
+        """Buckets of its S3 server; those that exist are left as they are."""
+        with self.inside():
+            make_buckets(self.s3, names)
+
+    # -- hurting ------------------------------------------------------------------------------------------------------
+
+    def kill_node(self, name: str) -> None:
+        """Power off by one SIGKILL; returns once no process of it is left."""
+        if not self.node(name).kill():
+            raise ClusterError(f"node {name} doesn't run")
+
+    def start_node(self, name: str) -> None:
+        """Power on; returns at once."""
+        node = self.node(name)
+        if node.running:
+            raise ClusterError(f"node {name} runs already")
+        node.start()
+
+    def partition(self, name: str) -> None:
+        """Unplugs a node's network cable: its containers run on, nobody hears of them."""
+        self.node(name).plug(plugged=False)
+
+    def heal(self, name: str) -> None:
+        self.node(name).plug(plugged=True)
+
+    def stop_component(self, name: str) -> None:
+        """SIGKILL to etcd, apiserver, controller-manager, scheduler, dns or s3; returns once it is gone."""
+        self.plane.stop(name)
+
+    def start_component(self, name: str) -> None:
+        """Returns at once, but for the API server: when it is ready."""
+        self.plane.start(name)
+        if name == "apiserver":
+            self.plane.wait_for_api()
+
+    # -- up and down --------------------------------------------------------------------------------------------------
+
+    def up(self, options: Options | None = None) -> bool:
+        """Brings it up with all nodes Ready; False where it ran already. Without `options`: as it runs, else the defaults.
+
+        Leftovers of one that was cut half-way are removed first; one that fails half-way leaves its logs and no process.
+        Raises ClusterError where it runs with other options, PackagesMissing, BuildFailed, ProcessFailed.
+        """
+        require_linux_root()
+        packages.ensure(*packages.CLUSTER)
+        binaries.build()
+        with self._locked():
+            if self.running:
+                if options not in (None, self.options):
+                    raise ClusterError(f"cluster {self.name} runs with {self.options}; run `down` before {options}")
+                return False
+            self._remove()
+            try:
+                self._bring_up(options or Options())
+            except BaseException:
+                self._stop_all()
+                raise
+            return True
+
+    def down(self) -> None:
+        """Removes it with all its data; also one that never came up whole. Raises LeftBehind, naming what withstood."""
+        require_linux_root()
+        with self._locked():
+            self._remove()
+            if left := found(self.name):
+                raise LeftBehind(self.name, left)
+
+    def _bring_up(self, options: Options) -> None:
+        self.folder.mkdir(parents=True, mode=0o700)
+        self._options.write_text(options.to_json())
+        plane, nodes = self.plane, self.nodes
+        plane.create_pki()
+        network.create(self.name, [n.address for n in nodes])
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            switched_on = pool.submit(self._switch_on, nodes)
+            plane.start_all()
+            switched_on.result()
+        self._wait_for_nodes(options)
+        self._complete.touch()
+
+    def _switch_on(self, nodes: Iterable[Node]) -> None:
+        """Beside the control plane: a kubelet tries until the API server answers."""
+        for node in nodes:
+            node.create()
+            node.start()
+        images = (imagefiles.pause(), imagefiles.busybox())
+        for node in nodes:
+            node.wait_for_containerd()
+            for image in images:
+                node.import_image(image)
+
+    def _wait_for_nodes(self, options: Options) -> None:
+        def ready() -> bool:
+            here = self.plane.api.nodes()
+            well = [n for n in here if kubeapi.is_ready(n) and kubeapi.gpus(n) == options.gpus_per_node]
+            return len(well) == options.nodes
+
+        daemons = [*(n.daemon for n in self.nodes), *map(self.plane.daemon, COMPONENTS)]
+        until(ready, f"{options.nodes} nodes are Ready with {options.gpus_per_node} GPUs each", daemons, every=0.1)
+
+    def _stop_all(self) -> None:
+        """Processes, namespaces, cgroups; not the folder. Works on whatever half of a cluster is there."""
+        try:
+            options = self.options
+        except ClusterError:
+            options = Options(nodes=0)
+        nodes = [Node(a, self.folder, options) for a in node_addresses(self.name, options.nodes)]
+        for node in nodes:
+            node.kill()
+        plane = ControlPlane.of_cluster(self.name, self.folder, options)
+        for component in COMPONENTS:
+            plane.stop(component)
+        network.remove(self.name)
+        for node in nodes:
+            node.remove()
+        self._complete.unlink(missing_ok=True)
+
+    def _remove(self) -> None:
+        self._stop_all()
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+
+    @property
+    def _options(self) -> Path:
+        return self.folder / "options.json"
+
+    @property
+    def _complete(self) -> Path:
+        return self.folder / "complete"
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One `up` or `down` at a time."""
+        path = self.folder.with_name(f"{self.name}.lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"devcluster: another up or down of {self.name} is at work; waiting", file=sys.stderr, flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def require_linux_root() -> None:
+    """Raises ClusterError."""
+    if sys.platform != "linux":
+        raise ClusterError(
+            f"the dev cluster is made of Linux namespaces; found {sys.platform}: run it in a Linux machine"
+        )
+    if os.geteuid() != 0:
+        raise ClusterError(
+            "the dev cluster needs root for namespaces, mounts and cgroups; "
+            f"found uid {os.geteuid()}: run it with sudo, or in a container with --privileged"
+        )
+
+
+def timed(action: Callable[[], bool]) -> tuple[bool, float]:
+    """What an action returned, and the seconds it took."""
+    began = time.monotonic()
+    return action(), time.monotonic() - began

@@ -1,0 +1,48 @@
+"""What a cluster may leave on a machine, looked for in the kernel's own lists rather than in our files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from . import cgroups, network, paths
+from .addresses import is_netns_of
+
+
+class LeftBehind(RuntimeError):
+    """A removed cluster is not gone."""
+
+    def __init__(self, cluster: str, left: tuple[str, ...]) -> None:
+        super().__init__(f"cluster {cluster} is down, but left behind:\n  " + "\n  ".join(left))
+
+
+def found(cluster: str) -> tuple[str, ...]:
+    """Namespaces, processes, mounts, cgroups and files of a cluster, one line each."""
+    folder = str(paths.state(cluster))
+    lines = [f"network namespace {netns}" for netns in network.existing(cluster)]
+    lines += [f"process {pid}: {command}" for pid, command in _processes(folder)]
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    lines += [f"mount {line.split()[4]}" for line in mounts if folder in line]
+    for hierarchy in cgroups.mounted():
+        lines += [
+            f"cgroup {group}" for group in hierarchy.root.glob(f"{cluster}-n*") if is_netns_of(cluster, group.name)
+        ]
+    if Path(folder).exists():
+        lines.append(f"folder {folder}")
+    return tuple(lines)
+
+
+def _processes(folder: str) -> list[tuple[int, str]]:
+    """Those with the cluster's folder on their command line or in their environment's CLUSTER."""
+    said = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            variables = (entry / "environ").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        if f"{folder}/" in command or f"CLUSTER={folder}".encode() in variables:
+            said.append((int(entry.name), command.strip()))
+    return said

@@ -1,0 +1,127 @@
+"""Network namespaces: one for the control plane with a bridge, one a node, none with a way out of the machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from .addresses import CONTROL_PLANE, NODES_PREFIX, SERVICES, NodeAddress, control_plane_netns, is_netns_of
+
+NETNS = Path("/run/netns")
+
+
+@contextmanager
+def inside(netns: str) -> Iterator[None]:
+    """The calling thread, and what it starts, is in a network namespace. Other threads stay where they are.
+
+    Not across an `await`: other tasks of the loop would run in the namespace too.
+    """
+    with Path("/proc/thread-self/ns/net").open() as before, (NETNS / netns).open() as target:
+        os.setns(target.fileno(), os.CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            os.setns(before.fileno(), os.CLONE_NEWNET)
+
+
+def create(cluster: str, nodes: Sequence[NodeAddress]) -> None:
+    """Namespaces, links and routes of a cluster. No default route anywhere: nothing inside reaches the outside."""
+    control_plane = control_plane_netns(cluster)
+    _ip("netns", "add", control_plane)
+    _batch(
+        control_plane,
+        "link set lo up",
+        "link add br0 type bridge",
+        f"addr add {CONTROL_PLANE}/{NODES_PREFIX} dev br0",
+        "link set br0 up",
+    )
+    for node in nodes:
+        _ip("netns", "add", node.netns)
+        _ip(
+            "link",
+            "add",
+            node.veth,
+            "netns",
+            control_plane,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            node.netns,
+        )
+        _batch(
+            control_plane,
+            f"link set {node.veth} master br0 up",
+            f"route add {node.pods} via {node.ip}",
+        )
+        _batch(
+            node.netns,
+            "link set lo up",
+            f"addr add {node.ip}/{NODES_PREFIX} dev eth0",
+            "link set eth0 up",
+            *(f"route add {other.pods} via {other.ip}" for other in nodes if other != node),
+            # kube-proxy rewrites the destination, but without a route a node's own packet isn't made to begin with
+            f"route add {SERVICES} via {CONTROL_PLANE} dev eth0",
+        )
+        with inside(node.netns):
+            Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+
+
+def set_link(node: NodeAddress, *, up: bool) -> None:
+    """Plugs a node's cable in or out."""
+    _ip("-n", control_plane_netns(node.cluster), "link", "set", node.veth, "up" if up else "down")
+
+
+def link_is_up(node: NodeAddress) -> bool:
+    said = subprocess.run(
+        ["ip", "-n", control_plane_netns(node.cluster), "-oneline", "link", "show", node.veth],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    return "state UP" in said
+
+
+def existing(cluster: str) -> tuple[str, ...]:
+    """Namespaces that the cluster has."""
+    return tuple(sorted(p.name for p in NETNS.glob(f"{cluster}-*") if is_netns_of(cluster, p.name)))
+
+
+def processes(netns: str) -> tuple[int, ...]:
+    """Pids of what lives in a namespace, without ourselves."""
+    said = subprocess.run(["ip", "netns", "pids", netns], capture_output=True, text=True, check=False).stdout
+    return tuple(pid for pid in map(int, said.split()) if pid != os.getpid())
+
+
+def remove(cluster: str) -> None:
+    """Kills what still lives in the cluster's namespaces, and removes them with their links."""
+    for netns in existing(cluster):
+        for pid in processes(netns):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        _ip("netns", "delete", netns)
+
+
+def _ip(*arguments: str) -> None:
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NetworkFailed(f"`ip {' '.join(arguments)}`: {done.stderr.strip()}")
+
+
+def _batch(netns: str, *lines: str) -> None:
+    text = "\n".join(lines)
+    done = subprocess.run(["ip", "-n", netns, "-batch", "-"], input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NetworkFailed(f"ip in {netns}: {done.stderr.strip()} of\n{text}")
+
+
+class NetworkFailed(RuntimeError):
+    """`ip` refused; the message has its words."""
