@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +16,7 @@ from starcoder_trainer.storage.file import FileStore
 from starcoder_trainer.storage.store import ObjectStore
 
 from .chunks import ChunkedObject
+from .draws import uniform
 from .errors import DataInvalid
 from .fim import fill_in_the_middle
 from .order import Order
@@ -89,7 +88,7 @@ class Dataset:
         mask = np.ones(self._length, np.float32)
         if self._tokenizer is None:
             return Sample(tokens, mask)
-        changed = fill_in_the_middle(tokens, self._fim, self._tokenizer, _uniform(self._seed, i))
+        changed = fill_in_the_middle(tokens, self._fim, self._tokenizer, uniform("fim", self._seed, i))
         size = self._length + 1
         tokens = np.full(size, self._tokenizer.id(FIM_PAD), np.int64)
         tokens[: changed.size] = changed[:size]
@@ -109,12 +108,6 @@ class Dataset:
                 "starcoder-trainer prepare again"
             )
         return tokens
-
-
-def _uniform(seed: int, i: int) -> Callable[[], float]:
-    """Of sample i alone. Python keeps the sequence of random() across its versions, which numpy does not promise."""
-    digest = blake2b(f"fim/{seed}/{i}".encode(), digest_size=16).digest()
-    return random.Random(int.from_bytes(digest, "little")).random  # noqa: S311 - no secret
 
 
 def open_dataset(config: TrainingConfig, open_uri: Callable[[str], ObjectStore], cache: Path) -> ReadAhead[Sample]:

@@ -7,19 +7,17 @@ middle`. Cuts are between characters, so that a model learns to go on within wha
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from starcoder_trainer.contract.config import FimConfig
 
+from .draws import Uniform
 from .special_tokens import END_OF_TEXT, FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX
 from .tokenizer import CodeTokenizer, Fragment
 
 Tokens = np.ndarray[Any, np.dtype[np.int64]]
-Uniform = Callable[[], float]
-"""Draws from [0, 1)."""
 
 
 def fill_in_the_middle(tokens: Tokens, fim: FimConfig, tokenizer: CodeTokenizer, uniform: Uniform) -> Tokens:

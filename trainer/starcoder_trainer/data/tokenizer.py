@@ -35,6 +35,10 @@ class CodeTokenizer:
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [e.ids for e in encoded]
 
+    def encode_fragment(self, fragment: Fragment) -> list[int]:
+        encoded = iter(self.encode([part for part in fragment if isinstance(part, str)]))
+        return [t for part in fragment for t in (next(encoded) if isinstance(part, str) else (part,))]
+
     def decode(self, ids: Iterable[int]) -> Fragment:
         """The text of tokens, special tokens kept. Bytes of a character that is cut off at either end are dropped.
 
