@@ -119,4 +119,4 @@ def _enter(start: Start, rank: int, channel: socket.socket, listen_fd: int | Non
 if __name__ == "__main__":
     from starcoder_trainer.forkserver import main
 
-    sys.exit(main(_enter))
+    main(_enter)

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         case "worker":
             from starcoder_trainer import forkserver
 
-            return forkserver.main() or 0
+            forkserver.main()
         case "prepare":
             from starcoder_trainer.data import prepare
 

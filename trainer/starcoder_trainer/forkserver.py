@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from starcoder_trainer.contract import exits, names
 from starcoder_trainer.contract.codec import ContractError
@@ -368,8 +368,8 @@ class ForkServer:
             raise SystemExit(0)  # there are no workers yet, and the rest of the imports is not worth the wait
 
 
-def main(enter: Enter = enter) -> int:
-    """Entry point of the worker container. Returns 0 after `Quit` or SIGTERM."""
+def main(enter: Enter = enter) -> NoReturn:
+    """Entry point of the worker container. Ends the process with exit code 0 after `Quit` or SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     set_environment()
     path = Path(os.environ.get(ENV_SOCKET, names.WORKER_SOCKET))
@@ -385,8 +385,11 @@ def main(enter: Enter = enter) -> int:
     if (obstacle := fork_obstacle()) is not None:
         log.warning("workers will be spawned, which takes seconds longer, not forked: %s", obstacle)
     server.serve()
-    return 0
+    log.info("ended")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # destructors of imported libraries have nothing to do but to complain
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

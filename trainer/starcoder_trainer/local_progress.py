@@ -46,7 +46,8 @@ class Bar:
         self._bar.update(self._task, completed=now.iteration, loss=loss, rate=f"{now.tokens_per_second:,.0f}")
 
     def say(self, text: str) -> None:
-        self._bar.console.print(text, highlight=False, markup=False)
+        # Folded by the terminal, so that a path in it can still be copied.
+        self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         self._bar.stop()
