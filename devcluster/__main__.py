@@ -132,9 +132,8 @@ def status(cluster: Cluster) -> None:
         said = "API server away" if ready is None else _said(ready.get(node.name))
         cable = "" if node.plugged_in else ", unplugged"
         print(f"  {node.name:<20}{f'pid {node.pid}' if node.running else 'off'}{cable}; {said}")
-    print(
-        f"kubeconfig {cluster.kubeconfig} (server {plane.site.server}, reached by `nsenter --net=/run/netns/{plane.site.netns}`)"
-    )
+    reached = f"reached by `nsenter --net=/run/netns/{plane.site.netns}`"
+    print(f"kubeconfig {cluster.kubeconfig} (server {plane.site.server}, {reached})")
     print(
         f"S3 {cluster.s3.endpoint} from Pods and from that namespace; keys in {cluster.folder / 's3-credentials.json'}"
     )

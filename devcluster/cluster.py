@@ -48,7 +48,7 @@ class Cluster:
 
     @property
     def running(self) -> bool:
-        """Whether `up` once finished and the machine has not been rebooted since; nodes and components may be stopped."""
+        """Whether `up` finished and the machine was not rebooted since; nodes and components may be stopped."""
         return self._complete.exists() and control_plane_netns(self.name) in network.existing(self.name)
 
     @property
@@ -93,7 +93,7 @@ class Cluster:
 
     def helm(self, *arguments: str, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """helm as admin, with state and caches of its own. Raises ClusterError where `check` is set and it fails."""
-        argv = (*self.plane.enter(), binaries.path("helm"), *arguments)
+        argv = (*self.plane.enter(), str(binaries.path("helm")), *arguments)
         helm = self.folder / "helm"
         folders = {f"HELM_{kind}_HOME": str(helm / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
         done = subprocess.run(
@@ -110,7 +110,7 @@ class Cluster:
         return done
 
     def inside(self) -> AbstractContextManager[None]:
-        """The calling thread, and what it starts meanwhile, reaches API server, Services' Pods and S3 by their addresses."""
+        """The calling thread, and what it starts meanwhile, reaches API server, Pods and S3 by their addresses."""
         return network.inside(control_plane_netns(self.name))
 
     def make_buckets(self, *names: str) -> None:
@@ -152,9 +152,9 @@ class Cluster:
     # -- up and down --------------------------------------------------------------------------------------------------
 
     def up(self, options: Options | None = None) -> bool:
-        """Brings it up with all nodes Ready; False where it ran already. Without `options`: as it runs, else the defaults.
+        """Returns with all nodes Ready; False where it ran already. Without `options`: as it runs, else the defaults.
 
-        Leftovers of one that was cut half-way are removed first; one that fails half-way leaves its logs and no process.
+        What one that was cut half-way left is removed first; one that fails half-way leaves its logs, no process.
         Raises ClusterError where it runs with other options, PackagesMissing, BuildFailed, ProcessFailed.
         """
         require_linux_root()
@@ -261,9 +261,7 @@ class Cluster:
 def require_linux_root() -> None:
     """Raises ClusterError."""
     if sys.platform != "linux":
-        raise ClusterError(
-            f"the dev cluster is made of Linux namespaces; found {sys.platform}: run it in a Linux machine"
-        )
+        raise ClusterError(f"the dev cluster is made of Linux namespaces; found {sys.platform}: run it on Linux")
     if os.geteuid() != 0:
         raise ClusterError(
             "the dev cluster needs root for namespaces, mounts and cgroups; "

@@ -139,21 +139,24 @@ def corefile(site: Site) -> str:
     """Any name outside the cluster is said not to exist, at once: nothing inside could reach it."""
     pki = site.pki
     return f"""\
-.:53 {{
+cluster.local in-addr.arpa {{
   bind {site.address}
   errors
   ready {site.address}:{DNS_READY_PORT}
-  kubernetes cluster.local in-addr.arpa {{
+  kubernetes {{
     endpoint {site.server}
     tls {pki.certificate("coredns")} {pki.key("coredns")} {pki.certificate("ca")}
     pods verified
     ttl 5
-    fallthrough in-addr.arpa
   }}
+  loadbalance
+}}
+. {{
+  bind {site.address}
+  errors
   template ANY ANY {{
     rcode NXDOMAIN
   }}
-  loadbalance
 }}
 """
 

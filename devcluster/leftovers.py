@@ -24,9 +24,8 @@ def found(cluster: str) -> tuple[str, ...]:
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     lines += [f"mount {line.split()[4]}" for line in mounts if folder in line]
     for hierarchy in cgroups.mounted():
-        lines += [
-            f"cgroup {group}" for group in hierarchy.root.glob(f"{cluster}-n*") if is_netns_of(cluster, group.name)
-        ]
+        groups = hierarchy.root.glob(f"{cluster}-n*")
+        lines += [f"cgroup {group}" for group in groups if is_netns_of(cluster, group.name)]
     if Path(folder).exists():
         lines.append(f"folder {folder}")
     return tuple(lines)

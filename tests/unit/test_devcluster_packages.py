@@ -14,8 +14,8 @@ def dpkg(monkeypatch):
     """Answers of dpkg and apt-get; `ran` lists what was run, `installs` says whether apt-get installs."""
 
     class Dpkg:
-        installed = {"openssl"}
-        on_path = {"dpkg-query", "apt-get"}
+        installed: frozenset[str] = frozenset({"openssl"})
+        on_path: frozenset[str] = frozenset({"dpkg-query", "apt-get"})
         installs = True
         fails = ""
 
@@ -57,7 +57,7 @@ def test_without_root_the_command_is_named(dpkg, monkeypatch):
 
 
 def test_off_debian_the_packages_are_named(dpkg):
-    dpkg.on_path = set()
+    dpkg.on_path = frozenset()
     with pytest.raises(packages.PackagesMissing, match="no apt-get; expected the programs of the Debian packages runc"):
         packages.ensure("runc")
 
