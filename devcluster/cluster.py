@@ -25,6 +25,8 @@ from .process import environment
 from .s3 import S3, make_buckets
 from .waiting import until
 
+__all__ = ["S3", "Cluster", "ClusterError", "Node", "Options"]
+
 
 class ClusterError(RuntimeError):
     """What was asked can't be done to this cluster; the message says why and what can."""

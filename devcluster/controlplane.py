@@ -74,7 +74,7 @@ class ControlPlane:
             case _:
                 self.s3.start()
                 return
-        daemon.start((binaries.path(program), *argv), netns=site.netns)
+        daemon.start((binaries.path(program), *argv), netns=site.netns, tied=not site.netns)
 
     def stop(self, component: str) -> None:
         """By SIGKILL; returns once it is gone."""
@@ -150,7 +150,7 @@ class KubectlFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Standalone:
-    """An API server with its etcd, and an S3 server, on free ports of loopback: no node, no root, any machine with Go.
+    """An API server with its etcd, and an S3 server, on free ports of loopback: no node, no root. They die with us.
 
     What needs a controller (a namespace's ServiceAccount and its deletion, garbage collection) doesn't happen.
     """

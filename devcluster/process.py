@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,24 +46,38 @@ class Daemon:
     def pid_file(self) -> Path:
         return self.folder / "pid" / self.name
 
-    def start(self, argv: Sequence[str | Path], *, netns: str = "", env: Mapping[str, str] | None = None) -> Identity:
-        """Starts `argv`, in a network namespace where one is named. Raises ProcessFailed where it already runs."""
+    def start(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        netns: str = "",
+        env: Mapping[str, str] | None = None,
+        tied: bool = False,
+    ) -> Identity:
+        """Starts `argv`, in a network namespace where one is named.
+
+        `tied`: the kernel kills it when the calling thread ends, however that happens. Raises ProcessFailed where it
+        runs already or ends at once.
+        """
         if running := self.identity():
             raise ProcessFailed(f"{self.name} already runs as pid {running.pid}")
         for file in (self.log, self.pid_file):
             file.parent.mkdir(parents=True, exist_ok=True)
         self.pid_file.unlink(missing_ok=True)
         inside = ["nsenter", f"--net=/run/netns/{netns}"] if netns else []
-        with self.log.open("ab") as log:
-            subprocess.run(
-                ["setsid", "--fork", "sh", "-c", BECOME, self.pid_file, *inside, *argv],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment() | dict(env or {}),
-                cwd="/",
-                check=True,
+        begin = ["setpriv", "--pdeathsig", "KILL"] if tied else ["setsid", "--fork"]
+        command = [str(part) for part in (*begin, "sh", "-c", BECOME, self.pid_file, *inside, *argv)]
+        with self.log.open("ab") as log, Path(os.devnull).open("rb") as nothing:
+            files = ((nothing, 0), (log, 1), (log, 2))
+            pid = os.posix_spawnp(
+                command[0],
+                command,
+                environment() | dict(env or {}),
+                file_actions=[(os.POSIX_SPAWN_DUP2, file.fileno(), number) for file, number in files],
+                setsid=tied,
             )
+        if not tied:
+            os.waitpid(pid, 0)
         for _ in range(1000):  # the fork has happened, its first two syscalls may not have
             if self.pid_file.exists():
                 break
@@ -94,6 +108,8 @@ class Daemon:
                 if time.monotonic() > end:
                     raise ProcessFailed(f"{self.name} (pid {identity.pid}) still lives {seconds:.0f} s after SIGKILL")
                 time.sleep(0.01)
+            with suppress(ChildProcessError):  # ours where it was tied to this process
+                os.waitpid(identity.pid, 0)
         self.pid_file.unlink(missing_ok=True)
         return identity is not None
 

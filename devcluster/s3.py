@@ -56,6 +56,7 @@ class Server:
         return self.daemon.start(
             (binaries.path("versitygw"), "--quiet", "--port", f"{self.address}:{self.port}", "posix", objects),
             netns=self.netns,
+            tied=not self.netns,
             env={"ROOT_ACCESS_KEY": credentials.access_key, "ROOT_SECRET_KEY": credentials.secret_key},
         )
 
