@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 from starcoder_operator.api.v1alpha1 import StarCoderRunSpec
 from starcoder_operator.domain.members import OWN_TOLERATIONS
 from starcoder_operator.domain.pod_template import ANNOTATION_AVOIDS, ANNOTATION_TEMPLATE, template_digest
@@ -99,8 +97,7 @@ def _spec(owner: Owner, spec: StarCoderRunSpec, image: Image, member: int, incar
         "runtimeClassName": workers.runtime_class_name,
         "priorityClassName": spec.scheduling.priority_class_name,
     }
-    # A copy: parts are constants that the patch must not reach.
-    return copy.deepcopy(found | {field: value for field, value in said.items() if value})
+    return found | {field: value for field, value in said.items() if value}
 
 
 def _own_tolerations(spec: StarCoderRunSpec) -> list[Manifest]:
