@@ -16,13 +16,17 @@ STATES: tuple[State, ...] = typing.get_args(State)
 
 
 class Metrics:
-    """Rates are of the whole gang where not said otherwise, as the workers report them."""
+    """Rates are of the whole gang where not said otherwise, as the workers report them. What is not known yet is absent
+    rather than 0."""
 
     def __init__(self, run: str, version: str) -> None:
         self.registry = registry = CollectorRegistry()
 
-        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
-            return Gauge(f"starcoder_{name}", text, labels, registry=registry)
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"starcoder_{name}", text, registry=None)
+
+        def labelled(name: str, text: str, label: str) -> Gauge:
+            return Gauge(f"starcoder_{name}", text, (label,), registry=registry)
 
         def counter(name: str, text: str) -> Counter:
             return Counter(f"starcoder_{name}", text, registry=registry)
@@ -38,51 +42,58 @@ class Metrics:
         self._grad_norm = gauge("gradient_norm", "Global norm of the gradient before clipping.")
         self._tokens = gauge("consumed_tokens", "Tokens trained on since iteration 0.")
         self._mfu = gauge("model_flops_utilisation_ratio", "Model FLOPs as a share of the device's peak, where known.")
-        self._seconds = gauge("step_seconds", "Seconds of the last logged iteration by phase.", ("phase",))
-        self._attention = gauge("attention_backend", "1 for the attention kernel in use.", ("backend",))
+        self._seconds = labelled("step_seconds", "Seconds of the last logged iteration by phase.", "phase")
+        self._attention = labelled("attention_backend", "1 for the attention kernel in use.", "backend")
         self._attempt = gauge("attempt", "Attempt that this Pod's state is about.")
-        self._state = gauge("state", "1 for the state that this Pod is in.", ("state",))
+        self._state = labelled("state", "1 for the state that this Pod is in.", "state")
         self._save_seconds = gauge("checkpoint_save_seconds", "Slowest local rank writing the newest step to disk.")
         self._save_bytes = gauge("checkpoint_save_bytes", "Bytes of the newest step that local ranks wrote to disk.")
         self._upload_seconds = gauge("checkpoint_upload_seconds", "Uploading this Pod's shard of the newest step.")
         self._uploaded = counter("checkpoint_uploaded_bytes", "Bytes of checkpoints uploaded by this Pod.")
         self._verified = gauge("checkpoint_verified_iteration", "Newest iteration in HEAD, on the leader.")
+        self._known: set[Gauge] = set()
         self._saves: tuple[int, dict[int, Saved]] = (-1, {})
+
+    def _set(self, gauge: Gauge, value: float) -> None:
+        gauge.set(value)
+        if gauge not in self._known:
+            self._known.add(gauge)
+            self.registry.register(gauge)
 
     def started(self, started: Started) -> None:
         self._attention.clear()
         self._attention.labels(started.attention).set(1)
 
     def stepped(self, step: Step, world_size: int) -> None:
-        self._iteration.set(step.iteration)
-        self._loss.set(step.loss)
-        self._rate.set(step.tokens_per_second)
-        self._rate_gpu.set(step.tokens_per_second / world_size)
-        self._learning_rate.set(step.learning_rate)
-        self._grad_norm.set(step.grad_norm)
-        self._tokens.set(step.consumed_tokens)
+        self._set(self._iteration, step.iteration)
+        self._set(self._loss, step.loss)
+        self._set(self._rate, step.tokens_per_second)
+        self._set(self._rate_gpu, step.tokens_per_second / world_size)
+        self._set(self._learning_rate, step.learning_rate)
+        self._set(self._grad_norm, step.grad_norm)
+        self._set(self._tokens, step.consumed_tokens)
         for phase, seconds in step.seconds.items():
             self._seconds.labels(phase).set(seconds)
         if step.model_flops_utilisation is not None:
-            self._mfu.set(step.model_flops_utilisation)
+            self._set(self._mfu, step.model_flops_utilisation)
 
     def saved(self, saved: Saved) -> None:
         step, ranks = self._saves
         ranks = {**ranks, saved.rank: saved} if step == saved.step else {saved.rank: saved}
         self._saves = (saved.step, ranks)
-        self._save_seconds.set(max(s.seconds for s in ranks.values()))
-        self._save_bytes.set(sum(s.size_bytes for s in ranks.values()))
+        self._set(self._save_seconds, max(s.seconds for s in ranks.values()))
+        self._set(self._save_bytes, sum(s.size_bytes for s in ranks.values()))
 
     def uploaded(self, seconds: float, size_bytes: int) -> None:
-        self._upload_seconds.set(seconds)
+        self._set(self._upload_seconds, seconds)
         self._uploaded.inc(size_bytes)
 
     def reported(self, report: Report) -> None:
-        self._attempt.set(report.attempt)
+        self._set(self._attempt, report.attempt)
         for state in STATES:
             self._state.labels(state).set(state == report.state)
         if report.verified:
-            self._verified.set(report.verified.checkpoint.step)
+            self._set(self._verified, report.verified.checkpoint.step)
 
     def serve(self, port: int, address: str = "") -> Callable[[], None]:
         """Serves from a thread; returns what stops it. Raises OSError where the port is taken."""
