@@ -122,8 +122,8 @@ class EmptyDirScratch(ApiModel):
 class HostPathScratch(ApiModel):
     path: Annotated[str, StringConstraints(pattern=r"^/", max_length=1024)]
     """Directory on every node, for example of a local NVMe; it is created where it is missing. A run's files are in
-    NAMESPACE/NAME/UID below it and stay when the run is deleted. The namespace must admit hostPath and an init container
-    of root that hands the directory over."""
+    NAMESPACE/NAME/UID below it and stay when the run is deleted. The namespace must admit hostPath and an init
+    container of root that hands the directory over."""
 
 
 class EphemeralScratch(ApiModel):
