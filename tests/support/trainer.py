@@ -183,7 +183,7 @@ def _rank(
     try:
         cpu.prepare()
         fd = os.dup(master.fileno()) if master is not None else None
-        form(Meeting(rank, layout, "127.0.0.1", port, f"test-{port}", "127.0.0.1", 0, fd), 60.0)
+        form(Meeting(rank, layout, "127.0.0.1", port, f"test-{port}", "127.0.0.1", rank, fd), 60.0)
         pipe.send((True, work(*args)))
         pipe.recv()  # the parent kills us: nobody leaves while others are in a collective
     except EOFError:
