@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from starcoder_trainer.data import preflight
@@ -20,7 +21,7 @@ from starcoder_trainer.data.prepared import Prepared
 from starcoder_trainer.data.special_tokens import SPECIAL_TOKENS
 from starcoder_trainer.data.tokenizer import CodeTokenizer
 from starcoder_trainer.data.vocabulary import read_vocabulary
-from tests.support.corpora import corpus_config, open_folder
+from tests.support.corpora import corpus_config, open_folder, vocabulary
 
 EMAIL = Path(email.__file__).parent
 JSON = Path(json.__file__).parent
@@ -54,6 +55,14 @@ def prepared(sources, tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared") / "out"
     assert run(folder, "--vocab-size=1024", "--workers=2", source=sources) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """The option that gives one, for tests that are not about training it."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path.write_bytes(vocabulary().data)
+    return f"--tokenizer={path}"
 
 
 def documents_of(folder):
@@ -119,52 +128,52 @@ def test_a_run_can_train_on_it(prepared):
 
 
 def test_the_same_input_and_seed_make_the_same_bytes_whatever_the_workers(prepared, sources, tmp_path):
-    assert run(tmp_path / "a b", "--vocab-size=1024", "--workers=1", source=sources) == 0
+    assert run(tmp_path / "a b", "--vocab-size=1024", source=sources) == 0
     assert content(tmp_path / "a b") == content(prepared)
-    assert run(tmp_path / "other", "--vocab-size=1024", "--seed=43", source=sources) == 0
+    given = f"--tokenizer={prepared}/tokenizer.json"
+    assert run(tmp_path / "other", given, "--seed=43", source=sources) == 0
     assert content(tmp_path / "other")["tokens.bin"] != content(prepared)["tokens.bin"]
 
 
-def test_a_second_run_finds_it_there_and_touches_nothing(tmp_path, capsys):
-    assert run(tmp_path / "out", "--vocab-size=300") == 0
+def test_a_second_run_finds_it_there_and_touches_nothing(tokenizer, tmp_path, capsys):
+    assert run(tmp_path / "out", tokenizer) == 0
     before = {name: (tmp_path / "out" / name).stat().st_ino for name in NAMES}
-    assert run(tmp_path / "out", "--vocab-size=300") == 0
+    assert run(tmp_path / "out", tokenizer) == 0
     assert "there already, nothing to do" in capsys.readouterr().out
     assert {name: (tmp_path / "out" / name).stat().st_ino for name in NAMES} == before
 
 
-def test_a_second_run_mends_what_was_lost_and_replaces_what_is_of_other_sources(tmp_path):
-    assert run(tmp_path / "out", "--vocab-size=300") == 0
+def test_a_second_run_mends_what_was_lost_and_replaces_what_is_of_other_sources(tokenizer, tmp_path):
+    assert run(tmp_path / "out", tokenizer) == 0
     whole = content(tmp_path / "out")
     (tmp_path / "out" / "tokens.bin").unlink()
-    assert run(tmp_path / "out", "--vocab-size=300") == 0
+    assert run(tmp_path / "out", tokenizer) == 0
     assert content(tmp_path / "out") == whole
-    assert run(tmp_path / "out", "--vocab-size=300", "--exclude=tool.py") == 0
+    assert run(tmp_path / "out", tokenizer, "--exclude=tool.py") == 0
     assert content(tmp_path / "out") != whole
 
 
-def test_prepared_json_is_gone_before_anything_changes_and_back_after_all_the_rest(tmp_path, monkeypatch):
-    assert run(tmp_path / "out", "--vocab-size=300") == 0
+def test_prepared_json_is_gone_before_anything_changes_and_back_after_all_the_rest(tokenizer, tmp_path, monkeypatch):
+    assert run(tmp_path / "out", tokenizer) == 0
     seen = []
 
-    def watched(store, folder, prepared):
-        store = Watched(store, seen)
-        real(store, folder, prepared)
+    def watched(store, *more):
+        real(Watched(store), *more)
 
     class Watched:
-        def __init__(self, store, seen):
-            self.store, self.seen = store, seen
+        def __init__(self, store):
+            self.store = store
 
         def __getattr__(self, name):
             def call(key, *args):
-                self.seen.append((name, key))
+                seen.append((name, key))
                 return getattr(self.store, name)(key, *args)
 
             return call
 
     real = prepare_module.publish
     monkeypatch.setattr(prepare_module, "publish", watched)
-    assert run(tmp_path / "out", "--vocab-size=301") == 0
+    assert run(tmp_path / "out", tokenizer, "--seed=1") == 0
     assert seen[0] == ("delete", "prepared.json")
     assert seen[-1] == ("put", "prepared.json")
     assert {key for _, key in seen[1:-1]} == {"tokenizer.json", "tokens.bin", "tokens.idx"}
@@ -176,8 +185,8 @@ def test_a_given_tokenizer_is_used_and_copied_as_it_is(prepared, tmp_path):
     assert (tmp_path / "out/tokenizer.json").read_bytes() == given.read_bytes()
 
 
-def test_counts_are_printed_exactly(tmp_path, capsys):
-    assert run(tmp_path / "out", "--vocab-size=300") == 0
+def test_counts_are_printed_exactly(tokenizer, tmp_path, capsys):
+    assert run(tmp_path / "out", tokenizer) == 0
     said = Prepared.from_json((tmp_path / "out/prepared.json").read_bytes())
     out, err = capsys.readouterr()
     assert f"files       {said.files}" in out
@@ -217,12 +226,12 @@ def test_bad_input_is_told_with_what_was_found_and_expected(tmp_path, capsys, ar
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_of_nothing_but_binaries_says_what_was_skipped(tmp_path, capsys):
+def test_a_folder_of_nothing_but_binaries_says_what_was_skipped(tokenizer, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.py").write_bytes(b"\0\1\2")
     (tmp_path / "in/b.py").write_bytes(b"\xff\xfe")
     (tmp_path / "in/c.py").touch()
-    assert run(tmp_path / "out", "--vocab-size=300", source=tmp_path / "in") == 1
+    assert run(tmp_path / "out", tokenizer, source=tmp_path / "in") == 1
     assert "skipped: 1 binary (a zero byte), 1 empty, 1 not UTF-8" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -236,8 +245,11 @@ def test_a_tokenizer_without_the_formats_tokens_is_refused(prepared, tmp_path, c
     assert "found no <reponame>" in capsys.readouterr().err
 
 
-def test_ctrl_c_leaves_nothing_that_could_be_taken_for_data_and_no_mess(tmp_path):
-    """The whole process group is signalled, as a terminal does, while processes encode."""
+@pytest.mark.parametrize(
+    ("stage", "number"), [("training", signal.SIGINT), ("encoding", signal.SIGINT), ("encoding", signal.SIGTERM)]
+)
+def test_ctrl_c_leaves_nothing_that_could_be_taken_for_data_and_no_mess(tokenizer, tmp_path, stage, number):
+    """Ctrl-C goes to the whole process group, as from a terminal; SIGTERM to the one process a container has."""
     (tmp_path / "in").mkdir()
     for i in range(200):
         (tmp_path / f"in/{i}.py").write_bytes((EMAIL / "_header_value_parser.py").read_bytes() + b"# %d\n" % i)
@@ -245,7 +257,7 @@ def test_ctrl_c_leaves_nothing_that_could_be_taken_for_data_and_no_mess(tmp_path
     with subprocess.Popen(
         [
             sys.executable, "-m", "starcoder_trainer", "prepare", "--input", tmp_path / "in", "--workers=2",
-            "--output", tmp_path / "out", "--vocab-size=300", "--tokenizer-bytes=1",
+            "--output", tmp_path / "out", "--vocab-size=300" if stage == "training" else tokenizer,
         ],
         env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
         stderr=subprocess.PIPE,
@@ -255,12 +267,23 @@ def test_ctrl_c_leaves_nothing_that_could_be_taken_for_data_and_no_mess(tmp_path
         said = []
         for line in process.stderr:
             said.append(line)
-            if line.startswith("encoding"):
-                os.killpg(process.pid, signal.SIGINT)
-    assert process.returncode == 128 + signal.SIGINT
+            if line.startswith(stage):
+                os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    assert process.returncode == 128 + number
     assert "interrupted; nothing at the output is taken for data" in said[-1]
     assert "Traceback" not in "".join(said)
     assert not (tmp_path / "out").exists()
     assert list((tmp_path / "tmp").iterdir()) == []
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    # Nobody has their standard error open any more; a zombie waits for whoever adopts orphans here.
+    assert [p for p in psutil.process_iter(["status"]) if session(p) == process.pid and not zombie(p)] == []
+
+
+def session(process):
+    try:
+        return os.getsid(process.pid)
+    except ProcessLookupError:
+        return None
+
+
+def zombie(process):
+    return process.info["status"] == psutil.STATUS_ZOMBIE

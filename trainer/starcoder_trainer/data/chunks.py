@@ -3,8 +3,8 @@
 The object is cut into chunks. Chunk c lives in the file of slot c mod slots, so that the cache is bounded without
 anybody counting, and where the object fits, each chunk has a slot of its own and is fetched once a Pod. A permutation
 visits chunks evenly, so a larger object gains nothing from any cleverer choice of what to drop. A slot's file says
-which chunk it holds, with a checksum; it is replaced by renaming, under a lock on its number, which dies with its
-holder: of the ranks that want a chunk at once, one fetches it.
+which chunk it holds, with a checksum; it is replaced by renaming, under a lock that dies with its holder: of the ranks
+that want a chunk at once, one fetches it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import hashlib
 import logging
 import os
 import struct
-import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,8 +53,7 @@ class ChunkedObject:
         self._verified: dict[int, int] = {}
         """Slot -> chunk whose checksum this process has seen to be right. Only a crash of the node can spoil a file
         after that, and this process does not outlive it."""
-        self._threads = [threading.Lock() for _ in range(_LOCKS)]
-        self._lock_file = self._open_cache() if self._slots else None
+        self._cached_here = bool(self._slots) and self._make_folder()
         self._warned = False
 
     def read(self, start: int, length: int) -> bytes:
@@ -63,7 +61,7 @@ class ChunkedObject:
         DataNotFound: the object is gone.
         StorageError: the store gave up.
         """
-        if self._lock_file is None:
+        if not self._cached_here:
             return self._fetch(start, length)
         size, parts, stop = self._chunk_bytes, [], start + length
         while start < stop:
@@ -139,23 +137,27 @@ class ChunkedObject:
 
     @contextmanager
     def _locked(self, slot: int) -> Iterator[None]:
-        """Alone among threads and processes. POSIX locks belong to processes, so both are needed."""
-        assert self._lock_file is not None
-        with self._threads[slot % _LOCKS]:
-            fcntl.lockf(self._lock_file, fcntl.LOCK_EX, 1, slot)
-            try:
-                yield
-            finally:
-                fcntl.lockf(self._lock_file, fcntl.LOCK_UN, 1, slot)
+        """Alone among threads and processes.
 
-    def _open_cache(self) -> int | None:
-        """The lock file; None where the disk can't be used, which costs speed, not the run."""
+        flock belongs to the open file, so it holds between threads as well. POSIX record locks would not do: they
+        belong to processes, and two that each wait for the other's thread are told of a deadlock (EDEADLK).
+        """
+        lock = os.open(self._lock_path(slot), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def _lock_path(self, slot: int) -> Path:
+        return self._folder / f"lock-{slot % _LOCKS}"
+
+    def _make_folder(self) -> bool:
+        """False where the disk can't be used, which costs speed, not the run."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            fcntl.lockf(lock, fcntl.LOCK_EX, 1, 0)
-            fcntl.lockf(lock, fcntl.LOCK_UN, 1, 0)
+            with self._locked(0):
+                return True
         except OSError as e:
             log.warning("data cache in %s not used: %s; every sample is read from the store", self._folder, e)
-            return None
-        return lock
+            return False

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
@@ -14,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from starcoder_trainer.processes import die_with_parent
-
+from .children import deaf_to_interrupts, enter_child
 from .code_format import Repository, as_document
 from .index import DType
 from .source_files import Skipped, SourceFile, read_text
@@ -76,7 +74,8 @@ def encode_files(encoding: Encoding, files: Sequence[SourceFile], workers: int) 
             waiting.append(pool.submit(_encode, batch))
 
     try:
-        _without_interrupts(submit)
+        with deaf_to_interrupts():
+            submit()  # the first starts the processes
         for _ in range(TASKS_A_PROCESS * workers - 1):
             submit()
         while waiting:
@@ -84,15 +83,6 @@ def encode_files(encoding: Encoding, files: Sequence[SourceFile], workers: int) 
             submit()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _without_interrupts(submit: Callable[[], None]) -> None:
-    """The first task starts the processes; they inherit that Ctrl-C is not for them but for us alone."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        submit()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _batches(files: Sequence[SourceFile]) -> Iterator[list[SourceFile]]:
@@ -134,8 +124,7 @@ _here: tuple[Encoding, CodeTokenizer] | None = None
 
 def _enter(encoding: Encoding, parent: int) -> None:
     global _here  # noqa: PLW0603 - the only way into a pool's process
-    die_with_parent(parent)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    enter_child(parent, tokenizer_threads=1)  # the processes are the parallelism
     _here = encoding, CodeTokenizer(encoding.vocabulary)
 
 

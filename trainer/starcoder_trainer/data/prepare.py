@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -29,10 +29,10 @@ from .index import dtype_for
 from .prepare_progress import View, view
 from .prepared import FORMAT, PREPARED, TOKENIZER, Prepared
 from .publish import is_published, publish
-from .source_files import MAX_FILE_BYTES, Selection, Skipped, SourceFile, find_files, read_text
+from .source_files import MAX_FILE_BYTES, Selection, Skipped, SourceFile, find_files
 from .special_tokens import END_OF_TEXT, FILENAME, GH_STARS, REPONAME
 from .token_file import TokenFileWriter
-from .tokenizer_training import LEAST_VOCABULARY, train_tokenizer
+from .tokenizer_training import LEAST_VOCABULARY, TrainingDied, train_on_files
 from .vocabulary import Vocabulary, fetch_vocabulary, read_vocabulary, require_tokens
 
 VOCABULARY = 49152
@@ -100,7 +100,7 @@ def prepare(
     if not files:
         _nothing_found(recipe, counts.skipped)
     began = time.monotonic()
-    vocabulary = given or _train(recipe, files, shown)
+    vocabulary = given or _train(recipe, files, workers, shown)
     counts.training_seconds = time.monotonic() - began
     with tempfile.TemporaryDirectory(prefix="starcoder-prepare-") as name:
         folder = Path(name)
@@ -109,11 +109,11 @@ def prepare(
         if is_published(store, prepared):
             return prepared, counts, True
         shown.stage("uploading", sum(p.stat().st_size for p in folder.iterdir()))
-        publish(store, folder, prepared)
+        publish(store, folder, prepared, shown.advance)
     return prepared, counts, False
 
 
-def _train(recipe: Recipe, files: Sequence[SourceFile], shown: View) -> Vocabulary:
+def _train(recipe: Recipe, files: Sequence[SourceFile], workers: int, shown: View) -> Vocabulary:
     sample: list[SourceFile] = []
     size = 0
     for file in files:  # shuffled, so any first part is a fair sample
@@ -122,15 +122,8 @@ def _train(recipe: Recipe, files: Sequence[SourceFile], shown: View) -> Vocabula
         sample.append(file)
         size += file.size
     shown.stage("training tokenizer", size)
-
-    def texts() -> Iterator[str]:
-        for file in sample:
-            text = read_text(recipe.root, file)
-            if not isinstance(text, Skipped):
-                yield text
-            shown.advance(file.size)
-
-    return read_vocabulary(train_tokenizer(texts(), recipe.vocab_size), TOKENIZER)
+    made = train_on_files(recipe.root, sample, recipe.vocab_size, workers, shown.advance)
+    return read_vocabulary(made, TOKENIZER)
 
 
 def _write_tokens(  # noqa: PLR0917
@@ -213,8 +206,8 @@ def main(argv: Sequence[str]) -> int:
         print(summary(prepared, counts, store.uri, was_there, time.monotonic() - began))
     except (BadInput, DataError, StorageError) as e:
         return _failed(str(e))
-    except BrokenProcessPool:
-        return _failed("an encoding process died, probably for want of memory; use fewer --workers or more memory")
+    except (BrokenProcessPool, TrainingDied) as e:
+        return _failed(f"{e}; probably for want of memory: use fewer --workers, less --tokenizer-bytes or more memory")
     except OSError as e:
         return _failed(f"{e}; files are written to {tempfile.gettempdir()} first: free space there or set TMPDIR")
     except Interrupted as e:

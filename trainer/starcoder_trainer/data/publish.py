@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from starcoder_trainer.storage.store import NotFound, ObjectStore
@@ -22,9 +23,13 @@ def is_published(store: ObjectStore, prepared: Prepared) -> bool:
     return found == prepared and (sizes[TOKENS], sizes[INDEX]) == (tokens, index)
 
 
-def publish(store: ObjectStore, folder: Path, prepared: Prepared) -> None:
-    """`folder` holds the files. Cut anywhere, it leaves no `prepared.json`, or the one of what is there."""
+def publish(store: ObjectStore, folder: Path, prepared: Prepared, uploaded: Callable[[int], None]) -> None:
+    """`folder` holds the files. Cut anywhere, it leaves no `prepared.json`, or the one of what is there.
+
+    Args:
+        uploaded: Told the bytes of each file once it is there.
+    """
     store.delete(PREPARED)
     for name in (TOKENIZER, TOKENS, INDEX):
-        store.upload_file(name, folder / name)
+        uploaded(store.upload_file(name, folder / name).size)
     store.put(PREPARED, prepared.to_json().encode())
