@@ -151,6 +151,17 @@ class Cluster:
         if name == "apiserver":
             self.plane.wait_for_api()
 
+    def mend(self) -> None:
+        """Starts what is stopped, plugs in what is unplugged; returns with all nodes Ready and their GPUs on offer."""
+        for component in COMPONENTS:
+            if self.plane.daemon(component).identity() is None:
+                self.start_component(component)
+        for node in self.nodes:
+            node.plug(plugged=True)
+            if not node.running:
+                node.start()
+        self._wait_for_nodes(self.options)
+
     # -- up and down --------------------------------------------------------------------------------------------------
 
     def up(self, options: Options | None = None) -> bool:
@@ -213,7 +224,7 @@ class Cluster:
             well = [n for n in here if kubeapi.is_ready(n) and kubeapi.gpus(n) == options.gpus_per_node]
             return len(well) == options.nodes
 
-        daemons = [*(n.daemon for n in self.nodes), *map(self.plane.daemon, COMPONENTS)]
+        daemons = (*(n.daemon for n in self.nodes), *map(self.plane.daemon, COMPONENTS))
         until(ready, f"{options.nodes} nodes are Ready with {options.gpus_per_node} GPUs each", daemons, every=0.1)
 
     def _stop_all(self) -> None:

@@ -1,0 +1,72 @@
+"""One dev cluster for all tests of a session: whole before each test, its words beside each failure."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import pytest
+
+from devcluster import binaries, packages
+from devcluster.cluster import Cluster, Options
+
+NAME = "e2e"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Programs are built before the first test's time begins to run: that takes minutes on a machine that has none."""
+    if session.config.option.collectonly or not any("e2e" in item.keywords for item in session.items):
+        return
+    capture = session.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        packages.ensure(*packages.CLUSTER)
+        binaries.build()
+
+
+@pytest.fixture(scope="session")
+def up() -> Iterator[Cluster]:
+    """3 nodes x 2 simulated GPUs; a silent node is lost after 5 s."""
+    cluster = Cluster(NAME)
+    cluster.down()  # one that a session which was killed has left is in an unknown state
+    cluster.up(Options(nodes=3, gpus_per_node=2, node_monitor="fast"))
+    yield cluster
+    cluster.down()
+
+
+@pytest.fixture
+def cluster(up: Cluster) -> Iterator[Cluster]:
+    """Whole again after each test, whatever the test broke."""
+    yield up
+    up.mend()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed and Cluster(NAME).running:
+        report.sections.append(("dev cluster", describe(Cluster(NAME))))
+    return report
+
+
+def describe(cluster: Cluster) -> str:
+    """What one looks at first when a test has failed."""
+
+    def said(*arguments: str) -> str:
+        try:
+            done: Any = cluster.kubectl(*arguments, check=False, timeout=20)
+        except Exception as e:  # the failure that is reported must not be hidden by one of the reporting
+            return f"kubectl {' '.join(arguments)}: {e!r}"
+        return f"$ kubectl {' '.join(arguments)}\n{done.stdout}{done.stderr}"
+
+    parts = [
+        said("get", "nodes,pods,podgroups,starcoderruns", "-A", "-o", "wide"),
+        said("get", "events", "-A", "--sort-by=.lastTimestamp"),
+    ]
+    logs = [log for node in cluster.nodes for log in node.logs()]
+    logs += [cluster.plane.daemon(name).log for name in ("apiserver", "controller-manager", "scheduler", "s3")]
+    for log in logs:
+        if log.exists() and (lines := log.read_text(errors="replace").splitlines()[-10:]):
+            parts.append("\n".join([f"== {log.name}", *lines]))
+    return "\n".join(parts)
