@@ -19,5 +19,6 @@ import psutil  # noqa: E402
 import torch.distributed  # noqa: E402
 
 from starcoder_trainer import assemble, loop, process_group  # noqa: E402
+from starcoder_trainer.data import dataset  # noqa: E402
 
-__all__ = ["assemble", "loop", "megatron", "process_group", "psutil", "torch"]
+__all__ = ["assemble", "dataset", "loop", "megatron", "process_group", "psutil", "torch"]
