@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from . import binaries, kubeapi, packages
-from .cluster import Cluster, ClusterError, timed
+from .cluster import Cluster, ClusterError
 from .controlplane import COMPONENTS, KubectlFailed
 from .leftovers import LeftBehind
 from .network import NetworkFailed
@@ -83,7 +84,9 @@ def run(cluster: Cluster, arguments: argparse.Namespace) -> None:
         case "up":
             asked = {k: getattr(arguments, k) for k in ("nodes", "gpus_per_node", "node_monitor", "gangs")}
             asked = {key: value for key, value in asked.items() if value is not None}
-            new, seconds = timed(lambda: cluster.up(Options(**asked) if asked else None))
+            began = time.monotonic()
+            new = cluster.up(Options(**asked) if asked else None)
+            seconds = time.monotonic() - began
             print(f"cluster {cluster.name} is up ({seconds:.1f} s)" if new else f"cluster {cluster.name} runs already")
             status(cluster)
         case "down":

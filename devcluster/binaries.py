@@ -5,7 +5,6 @@ Each module's outputs lie in `bin/<hash of all that goes in>/`, so a checkout wi
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -13,11 +12,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from .lock import locked
 from .paths import cache
 
 KUBERNETES = "v1.37.2"
@@ -130,20 +128,13 @@ def folder(module: Module) -> Path:
     if done.is_dir():
         return done
     base.mkdir(parents=True, exist_ok=True)
-    with _locked(base / f"{done.name}.lock"):
+    with locked(base / f"{done.name}.lock", f"build of {module.folder.name}"):
         if not done.is_dir():
             partial = base / f"{done.name}.partial"  # kept when a build is cut: what it finished is not linked again
             partial.mkdir(exist_ok=True)
             _build(module, partial)
             partial.rename(done)
     return done
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _build(module: Module, target: Path) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from .addresses import NAME, control_plane_netns
 from .addresses import nodes as node_addresses
 from .controlplane import COMPONENTS, ControlPlane
 from .leftovers import LeftBehind, found
+from .lock import locked
 from .node import Node
 from .options import Options
 from .process import environment
@@ -207,7 +206,7 @@ class Cluster:
         self._wait_for_nodes(options)
         self._complete.touch()
 
-    def _switch_on(self, nodes: Iterable[Node]) -> None:
+    def _switch_on(self, nodes: Sequence[Node]) -> None:
         """Beside the control plane: a kubelet tries until the API server answers."""
         for node in nodes:
             node.create()
@@ -257,18 +256,8 @@ class Cluster:
     def _complete(self) -> Path:
         return self.folder / "complete"
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One `up` or `down` at a time."""
-        path = self.folder.with_name(f"{self.name}.lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"devcluster: another up or down of {self.name} is at work; waiting", file=sys.stderr, flush=True)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+    def _locked(self) -> AbstractContextManager[None]:
+        return locked(self.folder.with_name(f"{self.name}.lock"), f"up or down of {self.name}")
 
 
 def require_linux_root() -> None:
@@ -280,9 +269,3 @@ def require_linux_root() -> None:
             "the dev cluster needs root for namespaces, mounts and cgroups; "
             f"found uid {os.geteuid()}: run it with sudo, or in a container with --privileged"
         )
-
-
-def timed(action: Callable[[], bool]) -> tuple[bool, float]:
-    """What an action returned, and the seconds it took."""
-    began = time.monotonic()
-    return action(), time.monotonic() - began

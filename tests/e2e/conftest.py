@@ -7,20 +7,9 @@ from typing import Any
 
 import pytest
 
-from devcluster import binaries, packages
 from devcluster.cluster import Cluster, Options
 
 NAME = "e2e"
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Programs are built before the first test's time begins to run: that takes minutes on a machine that has none."""
-    if session.config.option.collectonly or not any("e2e" in item.keywords for item in session.items):
-        return
-    capture = session.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        packages.ensure(*packages.CLUSTER)
-        binaries.build()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,23 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import pytest
+
+from devcluster import binaries, packages
+
+SERVERS = {"kubeconfig", "s3_server"}
+CLUSTER = {"up"}
+"""Fixtures that start programs of devcluster."""
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Those programs are built before the first test's time begins to run: on a new machine that takes minutes."""
+    wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    if session.config.option.collectonly or not wanted & (SERVERS | CLUSTER):
+        return
+    capture = session.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        if wanted & CLUSTER:
+            packages.ensure(*packages.CLUSTER)
+        binaries.build()
