@@ -9,7 +9,8 @@ import pytest
 
 from starcoder_trainer.contract.assignment import Layout
 from starcoder_trainer.model.transformer import parameter_count
-from tests.support.trainer import ONE, first_moment, make_config, masters, run_ranks, steps
+from starcoder_trainer.process_group import COLLECTIVE_TIMEOUT
+from tests.support.trainer import ONE, collective_timeouts, first_moment, make_config, masters, run_ranks, steps
 
 pytestmark = pytest.mark.slow
 
@@ -95,3 +96,7 @@ def test_bf16_weights_have_fp32_masters() -> None:
     for rank in found:
         assert rank["weights"] == {"torch.bfloat16"}
         assert rank["masters"] == {"torch.float32"}
+
+
+def test_once_formed_a_gang_waits_longer_for_a_rank_than_while_forming() -> None:
+    assert set(run_ranks(Layout(1, 1, 2), collective_timeouts)) == {(COLLECTIVE_TIMEOUT,)}

@@ -222,3 +222,12 @@ def test_a_layout_that_the_model_does_not_divide_by_is_the_users_to_mend(server:
     failure = ended[0].failure
     assert failure is not None
     assert failure.message == ("ConfigurationError: model.layers is 2, expected a multiple of parallelism.pipeline (3)")
+
+
+def test_asked_to_end_while_it_imports_it_goes_at_once(tmp_path: Path) -> None:
+    path, log = tmp_path / "worker.sock", tmp_path / "log"
+    with fork_server(path, log) as process, contextlib.closing(connect(path, process)):
+        process.terminate()  # it listens, so it has begun to import
+        assert process.wait(60) == 0
+    assert b"asked to end" in log.read_bytes()
+    assert b"preloaded in" not in log.read_bytes()

@@ -236,6 +236,15 @@ def masters(config: TrainingConfig) -> dict[str, Any]:
     }
 
 
+def collective_timeouts() -> tuple[Any, ...]:
+    """Work for `run_ranks`: the time-outs of all process groups of this rank."""
+    import torch
+    from torch.distributed import distributed_c10d as c10d
+
+    groups = c10d._world.pg_map
+    return tuple({group._get_backend(torch.device("cpu")).options._timeout for group in groups})
+
+
 def first_moment(config: TrainingConfig) -> tuple[float, float]:
     """Work for `run_ranks` on one rank: gradient norm of the first iteration, and norm of Adam's first moment then."""
     import torch

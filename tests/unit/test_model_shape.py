@@ -15,6 +15,8 @@ from starcoder_trainer.contract.config import ModelConfig, ParallelismConfig
 from starcoder_trainer.failures import ConfigurationError
 from starcoder_trainer.model.transformer import parameter_count, transformer_config
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # megatron's, about each optional library that is absent
+
 
 def preset(name: PresetName) -> ModelConfig:
     """As a run that names it and nothing else gets it."""
