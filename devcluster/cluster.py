@@ -12,15 +12,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import binaries, imagefiles, kubeapi, network, packages, paths
-from .addresses import NAME, control_plane_netns
+from . import binaries, cgroups, imagefiles, kubeapi, network, packages, paths
+from .addresses import MAX_NODES, NAME, control_plane_netns
 from .addresses import nodes as node_addresses
 from .controlplane import COMPONENTS, ControlPlane
-from .leftovers import LeftBehind, found
+from .leftovers import LeftBehind, found, mounts
 from .lock import locked
 from .node import Node
 from .options import Options
-from .process import environment
+from .process import Daemon, environment
 from .s3 import S3, make_buckets
 from .waiting import until
 
@@ -59,6 +59,8 @@ class Cluster:
             return Options.from_json(self._options.read_text())
         except FileNotFoundError:
             raise ClusterError(f"cluster {self.name} doesn't run; `python -m devcluster up` starts one") from None
+        except (TypeError, ValueError) as e:
+            raise ClusterError(f"{self._options} is of another version ({e}); run `down`, then `up`") from e
 
     @property
     def kubeconfig(self) -> Path:
@@ -227,24 +229,21 @@ class Cluster:
         until(ready, f"{options.nodes} nodes are Ready with {options.gpus_per_node} GPUs each", daemons, every=0.1)
 
     def _stop_all(self) -> None:
-        """Processes, namespaces, cgroups; not the folder. Works on whatever half of a cluster is there."""
-        try:
-            options = self.options
-        except ClusterError:
-            options = Options(nodes=0)
-        nodes = [Node(a, self.folder, options) for a in node_addresses(self.name, options.nodes)]
+        """Processes, namespaces, cgroups; not the folder. Works on whatever is there, even with the folder lost."""
+        nodes = [Node(a, self.folder, Options()) for a in node_addresses(self.name, MAX_NODES)]
         for node in nodes:
             node.kill()
-        plane = ControlPlane.of_cluster(self.name, self.folder, options)
         for component in COMPONENTS:
-            plane.stop(component)
+            Daemon(component, self.folder).kill()
         network.remove(self.name)
         for node in nodes:
-            node.remove()
+            cgroups.remove(node.address.cgroup)
         self._complete.unlink(missing_ok=True)
 
     def _remove(self) -> None:
         self._stop_all()
+        if mounted := mounts(self.name):  # deleting would reach through them
+            raise LeftBehind(self.name, mounted)
         if self.folder.exists():
             shutil.rmtree(self.folder)
 
@@ -264,8 +263,11 @@ def require_linux_root() -> None:
     """Raises ClusterError."""
     if sys.platform != "linux":
         raise ClusterError(f"the dev cluster is made of Linux namespaces; found {sys.platform}: run it on Linux")
+    remedy = "run it as root of a machine (sudo), or in a container with --privileged"
     if os.geteuid() != 0:
-        raise ClusterError(
-            "the dev cluster needs root for namespaces, mounts and cgroups; "
-            f"found uid {os.geteuid()}: run it with sudo, or in a container with --privileged"
-        )
+        raise ClusterError(f"making namespaces and mounts needs root; found uid {os.geteuid()}; {remedy}")
+    tried = subprocess.run(
+        ["unshare", "--mount", "--net", "--uts", "--pid", "--fork", "true"], capture_output=True, text=True, check=False
+    )
+    if tried.returncode:
+        raise ClusterError(f"root can't make namespaces here: {tried.stderr.strip()}; {remedy}")

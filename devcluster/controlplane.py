@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import subprocess
-import time
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from . import binaries, components, pki, s3
@@ -15,9 +15,11 @@ from .components import Site
 from .kubeapi import KubeApi
 from .network import inside
 from .options import Options
-from .process import Daemon, ProcessFailed, environment
+from .process import Daemon, environment
 from .waiting import until
 
+PORTS = (20000, 30000)
+"""Below those that Linux gives to outgoing connections (32768 to 60999 unless changed)."""
 COMPONENTS = ("etcd", "apiserver", "controller-manager", "scheduler", "dns", "s3")
 
 
@@ -159,26 +161,14 @@ class Standalone:
     gangs: bool = True
 
     def start_api(self) -> ControlPlane:
-        """Returns once it is ready. A port taken between choice and use is chosen again."""
-        plane = ControlPlane(Site(self.folder, address="127.0.0.1"), Options(nodes=0, gangs=self.gangs))
-        for last in (False, False, True):
-            api, client, peer = free_ports(3)
-            site = replace(plane.site, api_port=api, etcd_port=client, etcd_peer_port=peer)
-            plane = replace(plane, site=site)
-            if site.pki.folder.exists():
-                raise FileExistsError(f"{self.folder} has been used; expected a new folder")
-            plane.create_pki()
-            try:
-                plane.start("etcd")
-                plane.start("apiserver")
-                plane.wait_for_api()
-            except ProcessFailed:
-                self.stop()
-                if last:
-                    raise
-                site.pki.folder.rename(self.folder / f"pki-{time.monotonic_ns()}")
-            else:
-                break
+        """Returns once it is ready."""
+        api, client, peer = free_ports(3)
+        site = Site(self.folder, address="127.0.0.1", api_port=api, etcd_port=client, etcd_peer_port=peer)
+        plane = ControlPlane(site, Options(nodes=0, gangs=self.gangs))
+        plane.create_pki()
+        plane.start("etcd")
+        plane.start("apiserver")
+        plane.wait_for_api()
         return plane
 
     def start_s3(self) -> s3.S3:
@@ -195,10 +185,13 @@ class Standalone:
 
 
 def free_ports(count: int) -> tuple[int, ...]:
-    """Ports of loopback that nobody listens on now, all different."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return tuple(s.getsockname()[1] for s in sockets)
+    """Ports of loopback that nobody listens on and no outgoing connection may take meanwhile; all different."""
+    found: set[int] = set()
+    while len(found) < count:
+        port = random.randrange(*PORTS)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.add(port)
+    return tuple(found)
 
 
 def _listens(port: int) -> bool:

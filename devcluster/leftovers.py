@@ -13,7 +13,7 @@ class LeftBehind(RuntimeError):
     """A removed cluster is not gone."""
 
     def __init__(self, cluster: str, left: tuple[str, ...]) -> None:
-        super().__init__(f"cluster {cluster} is down, but left behind:\n  " + "\n  ".join(left))
+        super().__init__(f"cluster {cluster} is stopped, but not gone; left are:\n  " + "\n  ".join(left))
 
 
 def found(cluster: str) -> tuple[str, ...]:
@@ -21,14 +21,24 @@ def found(cluster: str) -> tuple[str, ...]:
     folder = str(paths.state(cluster))
     lines = [f"network namespace {netns}" for netns in network.existing(cluster)]
     lines += [f"process {pid}: {command}" for pid, command in _processes(folder)]
-    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    lines += [f"mount {line.split()[4]}" for line in mounts if folder in line]
+    lines += mounts(cluster)
     for hierarchy in cgroups.mounted():
         groups = hierarchy.root.glob(f"{cluster}-n*")
         lines += [f"cgroup {group}" for group in groups if is_netns_of(cluster, group.name)]
     if Path(folder).exists():
         lines.append(f"folder {folder}")
     return tuple(lines)
+
+
+def mounts(cluster: str) -> tuple[str, ...]:
+    """Mounts on or below a cluster's folder, and mounts of what is in it elsewhere."""
+    folder = str(paths.state(cluster))
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        source, place = line.split()[3:5]
+        if any(p == folder or p.startswith(f"{folder}/") for p in (source, place)):
+            found.append(f"mount {place}")
+    return tuple(found)
 
 
 def _processes(folder: str) -> list[tuple[int, str]]:

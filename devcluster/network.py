@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .addresses import CONTROL_PLANE, NODES_PREFIX, SERVICES, NodeAddress, control_plane_netns, is_netns_of
@@ -99,14 +100,20 @@ def processes(netns: str) -> tuple[int, ...]:
     return tuple(pid for pid in map(int, said.split()) if pid != os.getpid())
 
 
-def remove(cluster: str) -> None:
-    """Kills what still lives in the cluster's namespaces, and removes them with their links."""
+def remove(cluster: str, seconds: float = 30) -> None:
+    """Kills what still lives in the cluster's namespaces, and removes them with their links.
+
+    Raises NetworkFailed where a process is still there past the limit.
+    """
+    end = time.monotonic() + seconds
     for netns in existing(cluster):
-        for pid in processes(netns):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        while left := processes(netns):
+            if time.monotonic() > end:
+                raise NetworkFailed(f"processes {left} in {netns} still live {seconds:.0f} s after SIGKILL")
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
         _ip("netns", "delete", netns)
 
 

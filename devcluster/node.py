@@ -149,11 +149,6 @@ class Node:
         """Its network cable, in or out."""
         network.set_link(self.address, up=plugged)
 
-    def remove(self) -> tuple[Path, ...]:
-        """Kills it and removes its cgroups; those that could not be removed are returned."""
-        self.kill()
-        return cgroups.remove(self.address.cgroup)
-
     def logs(self) -> tuple[Path, ...]:
         return tuple(sorted((self.cluster / "log").glob(f"{self.name}*.log")))
 

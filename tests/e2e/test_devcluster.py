@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -250,6 +251,27 @@ def test_a_second_cluster_lives_beside_the_first_and_leaves_nothing_behind(clust
     assert leftovers.found(second.name) == ()
     assert Path("/proc/self/mountinfo").read_text() == machine
     assert ready_nodes(cluster) == {"n1", "n2", "n3"}
+
+
+def test_a_mount_in_its_folder_is_named_by_down_and_not_deleted_through(second: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "kept").touch()
+    mounted = second.folder / "mounted"
+    mounted.mkdir(parents=True)
+    subprocess.run(["mount", "--bind", tmp_path, mounted], check=True)
+    try:
+        with pytest.raises(leftovers.LeftBehind, match=f"left are:\n  mount {mounted}"):
+            second.down()
+        assert (tmp_path / "kept").exists()
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+
+
+def test_a_cluster_whose_folder_was_deleted_goes_all_the_same(second: Cluster) -> None:
+    second.up(Options(nodes=1))
+    shutil.rmtree(second.folder)
+    assert leftovers.found(second.name), "nothing was left, so nothing was tested"
+    second.down()
+    assert leftovers.found(second.name) == ()
 
 
 def test_an_up_that_was_killed_half_way_is_no_obstacle(second: Cluster) -> None:
