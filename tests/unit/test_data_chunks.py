@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def opened(store, cache, cache_bytes=1000, version="v1"):
 
 
 def files(folder: Path):
-    return [p for p in folder.rglob("*") if p.is_file() and p.name != "lock"]
+    return [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("lock-")]
 
 
 def test_any_range_comes_back_and_each_chunk_is_fetched_once(tmp_path):
@@ -181,3 +182,57 @@ def test_processes_that_want_one_chunk_at_once_fetch_it_once(tmp_path):
     assert [p.exitcode for p in processes] == [0, 0, 0]
     asked = (tmp_path / "asked").read_text().split()
     assert sorted(map(int, asked)) == [n * CHUNK for n in range(10)]
+
+
+class Held(Remote):
+    """Says when its first fetch is under way, and answers when it is let go."""
+
+    def __init__(self, data, fetching, let_go):
+        super().__init__(data)
+        self.fetching, self.let_go = fetching, let_go
+
+    def get_range(self, key, start, length):
+        self.fetching.set()
+        self.let_go.wait(60)
+        return super().get_range(key, start, length)
+
+
+def read_two_chunks_by_two_threads(cache, order, all_fetch, let_go, result):
+    """The first chunk of `order` is being fetched in all processes when a second thread asks for the other one."""
+    fetching = threading.Event()
+    stream = opened(Held(DATA, fetching, let_go), Path(cache))
+    first = threading.Thread(target=stream.read, args=(order[0] * CHUNK, 10))
+    first.start()
+    fetching.wait(60)
+    all_fetch.wait(60)
+    try:
+        result.put(stream.read(order[1] * CHUNK, 10) == DATA[order[1] * CHUNK : order[1] * CHUNK + 10])
+    except OSError as e:
+        result.put(str(e))
+    first.join()
+
+
+def waiting_for_locks(folder):
+    """Lines of /proc/locks of those who wait for a lock on a file below `folder`."""
+    inodes = {f":{p.stat().st_ino} " for p in folder.rglob("*") if p.is_file()}
+    lines = Path("/proc/locks").read_text().splitlines()
+    return [line for line in lines if "->" in line and any(inode in line for inode in inodes)]
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="sees who waits in /proc/locks, which Linux has")
+def test_processes_whose_threads_wait_for_each_other_s_chunks_are_in_no_deadlock(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    all_fetch, let_go, result = fork.Barrier(2), fork.Event(), fork.Queue()
+    processes = [
+        fork.Process(target=read_two_chunks_by_two_threads, args=(str(tmp_path), order, all_fetch, let_go, result))
+        for order in ((0, 1), (1, 0))
+    ]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + 60
+    while len(waiting_for_locks(tmp_path)) < 2 and result.empty() and time.monotonic() < end:
+        time.sleep(0.01)
+    let_go.set()
+    assert [result.get(timeout=60) for _ in processes] == [True, True]
+    for process in processes:
+        process.join(60)

@@ -76,7 +76,7 @@ class ChunkedObject:
         found = self._cached(slot, chunk, start, stop)
         if found is not None:
             return found
-        with self._locked(slot):
+        with self._locked(f"lock-{slot % _LOCKS}"):
             found = self._cached(slot, chunk, start, stop)
             if found is not None:  # another rank was first
                 return found
@@ -136,27 +136,24 @@ class ChunkedObject:
         return self._folder / f"{folder:x}" / f"{name:x}"
 
     @contextmanager
-    def _locked(self, slot: int) -> Iterator[None]:
+    def _locked(self, name: str) -> Iterator[None]:
         """Alone among threads and processes.
 
         flock belongs to the open file, so it holds between threads as well. POSIX record locks would not do: they
         belong to processes, and two that each wait for the other's thread are told of a deadlock (EDEADLK).
         """
-        lock = os.open(self._lock_path(slot), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock = os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
             os.close(lock)
 
-    def _lock_path(self, slot: int) -> Path:
-        return self._folder / f"lock-{slot % _LOCKS}"
-
     def _make_folder(self) -> bool:
         """False where the disk can't be used, which costs speed, not the run."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with self._locked(0):
+            with self._locked("lock-probe"):
                 return True
         except OSError as e:
             log.warning("data cache in %s not used: %s; every sample is read from the store", self._folder, e)
