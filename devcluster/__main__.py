@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from . import binaries, kubeapi, packages
 from .cluster import Cluster, ClusterError
 from .controlplane import COMPONENTS, KubectlFailed
+from .images import load as load_image
 from .leftovers import LeftBehind
 from .network import NetworkFailed
 from .node import CommandFailed
@@ -99,10 +100,8 @@ def run(cluster: Cluster, arguments: argparse.Namespace) -> None:
         case "kubectl" | "helm" as program:
             become(cluster, program, arguments.arguments)
         case "load-image":
-            from . import images
-
             for reference in arguments.reference:
-                images.load(cluster, reference)
+                load_image(cluster, reference)
         case "kill-node":
             cluster.kill_node(arguments.node)
         case "start-node":
