@@ -70,8 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         run(Cluster(arguments.name), arguments)
+        sys.stdout.flush()
     except EXPECTED as e:
         print(f"devcluster: {e}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `status | head`: whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print("devcluster: interrupted", file=sys.stderr)
