@@ -51,6 +51,12 @@ def test_after_any_number_of_samples_each_source_had_its_share(weights, n):
         assert abs(dealt[source] - n * weight / sum(exact)) < len(weights)
 
 
+def test_weights_are_the_decimals_that_the_user_wrote():
+    """The nearest binary fractions of 0.7 and 0.3 would give the first six of ten."""
+    order = Order([0.7, 0.3], [10, 10], 1)
+    assert Counter(order.deal(i)[0] for i in range(10)) == {0: 7, 1: 3}
+
+
 @given(weights=weights, n=st.integers(1, 1000))
 def test_a_sources_samples_are_counted_without_a_gap(weights, n):
     order = Order(weights, [10] * len(weights), 1)

@@ -81,6 +81,13 @@ def test_another_seed_is_another_order_and_other_cuts(tmp_path):
     assert len(digests) == 5
 
 
+def test_the_same_window_is_cut_elsewhere_in_the_next_epoch(tmp_path):
+    prepared = write_corpus(tmp_path / "c")
+    config = corpus_config(tmp_path / "c", sequence_length=prepared.tokens - 1, fim_rate=1.0)
+    samples = opened(config, tmp_path)
+    assert len({samples.sample(i).tokens.tobytes() for i in range(4)}) == 4
+
+
 def test_the_ranks_of_any_layout_together_read_the_samples_of_one(tmp_path):
     from starcoder_trainer.batches import micro_batches
 

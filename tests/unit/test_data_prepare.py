@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +15,15 @@ import numpy as np
 import psutil
 import pytest
 
-from starcoder_trainer.data import preflight
+from starcoder_trainer.data import encoding, preflight
 from starcoder_trainer.data import prepare as prepare_module
 from starcoder_trainer.data.prepare import main
 from starcoder_trainer.data.prepared import Prepared
+from starcoder_trainer.data.publish import is_published
 from starcoder_trainer.data.special_tokens import SPECIAL_TOKENS
 from starcoder_trainer.data.tokenizer import CodeTokenizer
 from starcoder_trainer.data.vocabulary import read_vocabulary
+from starcoder_trainer.storage.file import FileStore
 from tests.support.corpora import corpus_config, open_folder, vocabulary
 
 EMAIL = Path(email.__file__).parent
@@ -53,7 +56,9 @@ def sources(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(sources, tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared") / "out"
-    assert run(folder, "--vocab-size=1024", "--workers=2", source=sources) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "BATCH_BYTES", 20_000)  # more batches than processes
+        assert run(folder, "--vocab-size=1024", "--workers=2", source=sources) == 0
     return folder
 
 
@@ -151,6 +156,13 @@ def test_a_second_run_mends_what_was_lost_and_replaces_what_is_of_other_sources(
     assert content(tmp_path / "out") == whole
     assert run(tmp_path / "out", tokenizer, "--exclude=tool.py") == 0
     assert content(tmp_path / "out") != whole
+
+
+def test_data_of_another_seed_is_not_this_data_though_it_has_the_same_size(prepared):
+    store = FileStore(f"file://{prepared}")
+    there = documents_of(prepared)[0]
+    assert is_published(store, there)
+    assert not is_published(store, replace(there, seed=there.seed + 1))
 
 
 def test_prepared_json_is_gone_before_anything_changes_and_back_after_all_the_rest(tokenizer, tmp_path, monkeypatch):
@@ -251,7 +263,7 @@ def test_a_tokenizer_without_the_formats_tokens_is_refused(prepared, tmp_path, c
 def test_ctrl_c_leaves_nothing_that_could_be_taken_for_data_and_no_mess(tokenizer, tmp_path, stage, number):
     """Ctrl-C goes to the whole process group, as from a terminal; SIGTERM to the one process a container has."""
     (tmp_path / "in").mkdir()
-    for i in range(200):
+    for i in range(300):
         (tmp_path / f"in/{i}.py").write_bytes((EMAIL / "_header_value_parser.py").read_bytes() + b"# %d\n" % i)
     (tmp_path / "tmp").mkdir()
     with subprocess.Popen(
@@ -268,6 +280,7 @@ def test_ctrl_c_leaves_nothing_that_could_be_taken_for_data_and_no_mess(tokenize
         for line in process.stderr:
             said.append(line)
             if line.startswith(stage):
+                until_busy(process, 2 if stage == "encoding" else 1)
                 os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     assert process.returncode == 128 + number
     assert "interrupted; nothing at the output is taken for data" in said[-1]
@@ -276,6 +289,21 @@ def test_ctrl_c_leaves_nothing_that_could_be_taken_for_data_and_no_mess(tokenize
     assert list((tmp_path / "tmp").iterdir()) == []
     # Nobody has their standard error open any more; a zombie waits for whoever adopts orphans here.
     assert [p for p in psutil.process_iter(["status"]) if session(p) == process.pid and not zombie(p)] == []
+
+
+def until_busy(process, children):
+    """So many of its children have loaded the tokenizers library."""
+    end = time.monotonic() + 60
+    while sum("tokenizers" in mapped(child) for child in psutil.Process(process.pid).children()) < children:
+        assert time.monotonic() < end, f"{process.args} has no {children} processes that encode"
+        time.sleep(0.01)
+
+
+def mapped(process):
+    try:
+        return Path(f"/proc/{process.pid}/maps").read_text()
+    except OSError:
+        return ""
 
 
 def session(process):

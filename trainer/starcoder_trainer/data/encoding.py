@@ -71,12 +71,11 @@ def encode_files(encoding: Encoding, files: Sequence[SourceFile], workers: int) 
     def submit() -> None:
         batch = next(batches, None)
         if batch is not None:
-            waiting.append(pool.submit(_encode, batch))
+            with deaf_to_interrupts():  # a task may start a process
+                waiting.append(pool.submit(_encode, batch))
 
     try:
-        with deaf_to_interrupts():
-            submit()  # the first starts the processes
-        for _ in range(TASKS_A_PROCESS * workers - 1):
+        for _ in range(TASKS_A_PROCESS * workers):
             submit()
         while waiting:
             yield waiting.popleft().result()
