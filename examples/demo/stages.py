@@ -46,31 +46,19 @@ def images_in(cluster: Cluster) -> dict[str, str]:
 
 def install(cluster: Cluster, operator_digest: str, settings: dict[str, str] | None = None) -> None:
     """`helm install`, or upgrade. The digest is written on the Pods, so that a newer image of the tag is rolled out."""
-    values = {"podAnnotations": {"starcoder.dev/image-digest": operator_digest}, "settings": settings or {}}
-    helm(
-        cluster, "upgrade", "--install", "starcoder-operator", str(CHART), "--namespace", OPERATOR_NAMESPACE,
-        "--create-namespace", "--wait", "--timeout", "5m", "--values", "-", stdin=json.dumps(values),
+    annotations = {"starcoder.dev/image-digest": operator_digest}
+    cluster.helm(
+        "upgrade", "--install", "starcoder-operator", str(CHART), "--namespace", OPERATOR_NAMESPACE,
+        "--create-namespace", "--wait", "--timeout", "5m", "--set-json", f"podAnnotations={json.dumps(annotations)}",
+        "--set-json", f"settings={json.dumps(settings or {})}", timeout=360,
     )  # fmt: skip
-
-
-def helm(cluster: Cluster, *args: str, stdin: str | None = None) -> str:
-    """Runs helm against the cluster. Raises StageFailed with what it printed."""
-    command = [str(binaries.path("helm")), "--kubeconfig", str(cluster.kubeconfig), *args]
-    with cluster.inside():
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise StageFailed(f"helm {args[0]} ended with {done.returncode}: {(done.stderr or done.stdout).strip()}")
-    return done.stdout
 
 
 def storage(cluster: Cluster) -> None:
     """Namespace, Secret and buckets that the data and the run need."""
-    with cluster.inside():
-        s3 = s3_client(cluster)
-        there = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
-        for bucket in {CORPUS, CHECKPOINTS} - there:
-            s3.create_bucket(Bucket=bucket)
-    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+    cluster.make_buckets(CORPUS, CHECKPOINTS)
+    restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": restricted}}
     secret = {
         "apiVersion": "v1",
         "kind": "Secret",

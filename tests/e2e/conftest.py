@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from devcluster.cluster import Cluster, Options
+from examples.demo import stages
+from tests.support.cluster import until
 
 NAME = "e2e"
 
@@ -27,6 +29,26 @@ def cluster(up: Cluster) -> Iterator[Cluster]:
     """Whole again after each test, whatever the test broke."""
     yield up
     up.mend()
+
+
+@pytest.fixture(scope="session")
+def ready(up: Cluster) -> Cluster:
+    """With what the demo has before its run: images on the nodes, the chart installed, data prepared."""
+    digests = stages.images_in(up)
+    stages.install(up, digests["operator"])
+    stages.storage(up)
+    stages.start_data(up)
+    until(lambda: stages.job_ended(stages.job(up)), "the prepare Job ends", dump=lambda: stages.job_log(up))
+    assert stages.job_ended(stages.job(up)) == "Complete", stages.job_log(up)
+    return up
+
+
+@pytest.fixture
+def trained_on(ready: Cluster, cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster that runs are applied to; what a test leaves of them is deleted, so that the GPUs are free again."""
+    yield ready
+    ready.mend()
+    ready.kubectl("delete", "scr", "--all", "-n", stages.NAMESPACE, "--wait=true", timeout=120)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,0 +1,198 @@
+"""Workers, Pods, nodes and the operator are lost; the run goes on from its newest verified checkpoint by itself."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from devcluster.cluster import Cluster
+from examples.demo import stages
+from starcoder_trainer.contract import names
+from tests.support.cluster import NAMESPACE, Document, Run, manifest, until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+LONG: dict[str, Any] = {"training__iterations": 5000}
+"""Does not end while a test looks at it."""
+
+
+def losses(run: Run, *pods: str) -> dict[int, str]:
+    """Iteration to loss, all digits, as the workers' logs tell."""
+    found: dict[int, str] = {}
+    for pod in pods:
+        log = run.kubectl("logs", pod, "-c", names.CONTAINER_WORKER, "--tail=-1")
+        found |= {int(i): loss for i, loss in re.findall(r"iteration\s+(\d+)/\d+ \| loss (\S+)", log)}
+    return found
+
+
+def files(run: Run) -> dict[str, str]:
+    """Name to SHA-256 of the newest checkpoint's files: masters and optimizer state of every rank."""
+    head = run.head()
+    newest = head.entries[-1]
+    return {f.name.rpartition("/")[2]: f.sha256 for f in run.checkpoint(newest).files}
+
+
+def resumed(run: Run, before: Document) -> Document:
+    """Status once a later attempt trains, with what must hold after any failure."""
+    status = run.until(
+        lambda s: s.get("state") == "Running" and s["attempt"] > before["attempt"], "a later attempt trains"
+    )
+    assert status["checkpoint"]["iteration"] >= before["checkpoint"]["iteration"], "a verified checkpoint regressed"
+    assert status["iteration"] >= before["checkpoint"]["iteration"], "training went back behind the checkpoint"
+    return status
+
+
+def started_at(run: Run, member: int = 0) -> int:
+    """Iteration at which the workers of the newest attempt began, as the log says."""
+    pods = [p for p in run.pods() if p["metadata"]["labels"][names.LABEL_MEMBER] == str(member)]
+    log = run.kubectl("logs", pods[-1]["metadata"]["name"], "-c", names.CONTAINER_WORKER, "--tail=-1")
+    return int(re.findall(r"iteration (\d+) of \d+; formed", log)[-1])
+
+
+def test_after_a_killed_worker_the_survivors_keep_their_pods_and_train_from_the_checkpoint(trained_on: Cluster) -> None:
+    run = Run(trained_on, manifest("worker-killed", **LONG)).apply()
+    before, pods = run.until_checkpoint(), run.pod_names()
+    run.kill_worker(member=1)
+    status = resumed(run, before)
+    assert run.pod_names() == pods
+    assert started_at(run) >= before["checkpoint"]["iteration"] > 0
+    assert status["restarts"]["total"] == 1
+    assert status["lastFailure"]["cause"] == "Crash"
+    assert status["lastFailure"]["exitCode"] == -9
+    run.delete()
+
+
+def test_a_deleted_pod_is_replaced_under_a_new_name(trained_on: Cluster) -> None:
+    run = Run(trained_on, manifest("pod-deleted", **LONG)).apply()
+    before = run.until_checkpoint()
+    run.kubectl("delete", "pod", "pod-deleted-w1-0", "--wait=false")
+    status = resumed(run, before)
+    assert run.pod_names() == ["pod-deleted-w0-0", "pod-deleted-w1-1"]
+    assert started_at(run) >= before["checkpoint"]["iteration"] > 0
+    assert status["lastFailure"]["cause"] == "PodDeleted"
+    assert status["restartsWithoutProgress"] == 0
+    run.delete()
+
+
+def test_a_run_that_lost_a_node_ends_bitwise_as_one_that_was_never_disturbed(trained_on: Cluster) -> None:
+    changes: dict[str, Any] = {"training__iterations": 150, "checkpoint__everyIterations": 25}
+    calm = Run(trained_on, manifest("calm", **changes)).apply()
+    calm.until_state("Succeeded", "Failed", seconds=600)
+    calm_losses = losses(calm, "calm-w0-0")
+    assert sorted(calm_losses) == list(range(1, 151))
+
+    run = Run(trained_on, manifest("node-killed", **changes)).apply()
+    before = run.until_checkpoint()
+    node = run.node_of(1)
+    trained_on.kill_node(node)
+    try:
+        status = resumed(run, before)
+        assert status["lastFailure"]["cause"] in ("NodeLost", "AgentUnresponsive")
+        assert status["lastFailure"]["node"] == node
+        assert started_at(run) >= before["checkpoint"]["iteration"] > 0
+        end = run.until_state("Succeeded", "Failed", seconds=600)
+        assert end["state"] == "Succeeded", run.describe()
+    finally:
+        trained_on.start_node(node)
+    assert end["restartsWithoutProgress"] == 0, "the loss of a node was charged to the run"
+    run_losses = losses(run, run.pods()[0]["metadata"]["name"])
+    assert {i: loss for i, loss in run_losses.items() if i in calm_losses} == {
+        i: loss for i, loss in calm_losses.items() if i in run_losses
+    }
+    assert max(run_losses) == 150
+    assert files(run) == files(calm)
+    trained_on.kubectl("wait", "node", node, "--for=condition=Ready", "--timeout=120s", timeout=130)
+
+
+def test_the_gang_waits_whole_when_one_pod_does_not_fit_and_starts_when_room_appears(trained_on: Cluster) -> None:
+    node = trained_on.nodes[0].name
+    trained_on.kubectl("cordon", node)
+    try:
+        run = Run(trained_on, manifest("gang", workers__replicas=3, training__globalBatchSize=6)).apply()
+        condition = run.until_reason("Scheduled", "Unschedulable")
+        assert condition["status"] == "False"
+        assert not [p["metadata"]["name"] for p in run.pods() if p["spec"].get("nodeName")], "a part of it was placed"
+        assert run.status["state"] == "Pending"
+    finally:
+        trained_on.kubectl("uncordon", node)
+    run.until_state("Running")
+    assert len({p["spec"]["nodeName"] for p in run.pods()}) == 3
+    run.delete()
+
+
+def test_training_does_not_notice_that_the_operator_is_deleted(trained_on: Cluster) -> None:
+    run = Run(trained_on, manifest("operator-gone", **LONG)).apply()
+    before = run.until_checkpoint()
+    delete_operator(trained_on)
+    status = run.until(
+        lambda s: s.get("checkpoint", {}).get("iteration", 0) > before["checkpoint"]["iteration"] + 20,
+        "checkpoints go on and the new operator tells of them",
+    )
+    assert status["attempt"] == before["attempt"]
+    assert status["restarts"]["total"] == 0
+    assert run.pod_names() == ["operator-gone-w0-0", "operator-gone-w1-0"]
+    run.delete()
+
+
+def test_an_operator_that_is_deleted_in_the_middle_of_a_recovery_is_followed_by_one_that_ends_it(
+    trained_on: Cluster,
+) -> None:
+    run = Run(trained_on, manifest("mid-recovery", **LONG)).apply()
+    before = run.until_checkpoint()
+    run.kubectl("delete", "pod", "mid-recovery-w0-0", "--wait=false")
+    run.until(lambda s: s.get("state") == "Recovering", "the failure is recorded")
+    delete_operator(trained_on)
+    status = resumed(run, before)
+    assert run.pod_names() == ["mid-recovery-w0-1", "mid-recovery-w1-0"]
+    assert status["restarts"]["total"] == 1, "one failure was counted twice"
+    assert status["attempt"] == before["attempt"] + 1
+    run.delete()
+
+
+def test_training_outlasts_an_api_server_that_is_away(trained_on: Cluster) -> None:
+    run = Run(trained_on, manifest("api-away", **LONG)).apply()
+    before, head = run.until_checkpoint(), run.head()
+    trained_on.stop_component("apiserver")
+    try:
+        until(
+            lambda: run.head().entries[-1].step >= head.entries[-1].step + 40,
+            "checkpoints are verified without an API server",
+        )
+    finally:
+        trained_on.start_component("apiserver")
+    status = run.until(
+        lambda s: s.get("state") == "Running" and s["checkpoint"]["iteration"] > before["checkpoint"]["iteration"] + 40,
+        "the operator tells of them once it is back",
+    )
+    assert status["attempt"] == before["attempt"]
+    assert status["restarts"]["total"] == 0
+    run.delete()
+
+
+def test_a_storage_that_is_away_costs_no_attempt(trained_on: Cluster) -> None:
+    run = Run(trained_on, manifest("s3-away", **LONG)).apply()
+    before = run.until_checkpoint()
+    trained_on.stop_component("s3")
+    try:
+        said = run.until(
+            lambda s: any(c["reason"] == "StorageUnreachable" for c in s.get("conditions") or []),
+            "the trouble is told",
+        )
+    finally:
+        trained_on.start_component("s3")
+    status = run.until(
+        lambda s: (s.get("checkpoint") or {}).get("iteration", 0) > said["iteration"], "checkpoints are verified again"
+    )
+    assert status["attempt"] == before["attempt"], "an outage of S3 shorter than its retries ended the attempt"
+    run.delete()
+
+
+def delete_operator(cluster: Cluster) -> None:
+    """All replicas at once, without grace, as with a node each."""
+    cluster.kubectl(
+        "delete", "pods", "-n", stages.OPERATOR_NAMESPACE, "-l", "app.kubernetes.io/component=operator",
+        "--grace-period=0", "--force",
+    )  # fmt: skip
+    assert NAMESPACE != stages.OPERATOR_NAMESPACE

@@ -1,0 +1,194 @@
+"""A StarCoderRun on the dev cluster, as a test sees and disturbs it: through kubectl, the nodes and S3."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import yaml
+
+from devcluster.cluster import Cluster
+from examples.demo import stages
+from starcoder_trainer.contract import names
+from starcoder_trainer.contract.ledger import HEAD_KEY, Entry, Head, Manifest, checkpoint_prefix
+
+NAMESPACE = stages.NAMESPACE
+PATIENCE = 240.0
+"""Seconds; a condition that is not met by then never will be."""
+
+Document = dict[str, Any]
+
+
+def until[T](found: Callable[[], T], what: str, seconds: float = PATIENCE, dump: Callable[[], str] | None = None) -> T:
+    """The first truthy answer. Fails with `what` and what `dump` says."""
+    end = time.monotonic() + seconds
+    while not (answer := found()):
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds:.0f} s: {what}" + (f"\n{dump()}" if dump else ""))
+        time.sleep(0.25)
+    return answer
+
+
+def manifest(name: str, **changes: Any) -> Document:
+    """The demo's run under another name, short, with fields set: `manifest("a", workers__replicas=3)`."""
+    document = copy.deepcopy(stages.run_manifest())
+    document["metadata"]["name"] = name
+    changes = {
+        "checkpoint__uri": f"s3://{stages.CHECKPOINTS}/{name}",
+        "checkpoint__everyIterations": 10,
+        "training__iterations": 60,
+        "data__sequenceLength": 128,
+        "training__globalBatchSize": 4,
+        "training__microBatchSize": 2,
+        "training__optimizer__warmupIterations": 5,
+        **changes,
+    }
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        place = document["spec"]
+        for part in parents:
+            place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+        if isinstance(place, list):
+            place[int(last)] = value
+        else:
+            place[last] = value
+    return document
+
+
+class Run:
+    def __init__(self, cluster: Cluster, document: Document) -> None:
+        self.cluster = cluster
+        self.document = document
+        self.name: str = document["metadata"]["name"]
+        self.bucket, _, self.prefix = document["spec"]["checkpoint"]["uri"].removeprefix("s3://").partition("/")
+
+    # what a user does
+
+    def apply(self, **changes: Any) -> Run:
+        for path, value in changes.items():
+            *parents, last = path.split("__")
+            place = self.document["spec"]
+            for part in parents:
+                place = place.setdefault(part, {})
+            place[last] = value
+        self.cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(self.document))
+        return self
+
+    def delete(self) -> None:
+        self.kubectl("delete", "scr", self.name, "--ignore-not-found", "--wait=true", timeout=120)
+
+    # what can be seen
+
+    def kubectl(self, *args: str, **options: Any) -> str:
+        return self.cluster.kubectl("-n", NAMESPACE, *args, **options).stdout
+
+    def get(self) -> Document:
+        found: Document = json.loads(self.kubectl("get", "scr", self.name, "-o", "json"))
+        return found
+
+    @property
+    def status(self) -> Document:
+        return self.get().get("status") or {}
+
+    def condition(self, kind: str) -> Document:
+        return next((c for c in self.status.get("conditions") or [] if c["type"] == kind), {})
+
+    def pods(self) -> list[Document]:
+        """Pods of the run that are not being deleted, by name."""
+        found = json.loads(self.kubectl("get", "pods", "-l", f"{names.LABEL_RUN}={self.name}", "-o", "json"))["items"]
+        return sorted(
+            (p for p in found if "deletionTimestamp" not in p["metadata"]), key=lambda p: str(p["metadata"]["name"])
+        )
+
+    def pod_names(self) -> list[str]:
+        return [p["metadata"]["name"] for p in self.pods()]
+
+    def node_of(self, member: int) -> str:
+        pods = [p for p in self.pods() if p["metadata"]["labels"][names.LABEL_MEMBER] == str(member)]
+        return str(pods[-1]["spec"]["nodeName"])
+
+    def events(self) -> list[Document]:
+        found: Document = json.loads(self.kubectl("get", "events", "-o", "json"))
+        return [e for e in found["items"] if e["involvedObject"].get("name") == self.name]
+
+    def describe(self) -> str:
+        """For a test that fails."""
+        parts = [
+            self.kubectl("describe", "scr", self.name, check=False),
+            self.kubectl("get", "pods", "-o", "wide", check=False),
+            self.kubectl(
+                "logs", "-l", f"{names.LABEL_RUN}={self.name}", "--all-containers", "--prefix", "--tail=15", check=False
+            ),
+            self.cluster.kubectl(
+                "logs", "-n", stages.OPERATOR_NAMESPACE, "-l", "app.kubernetes.io/component=operator", "--prefix",
+                "--tail=25", check=False,
+            ).stdout,
+        ]  # fmt: skip
+        return "\n---\n".join(parts)
+
+    # waiting
+
+    def until(self, found: Callable[[Document], Any], what: str, seconds: float = PATIENCE) -> Document:
+        """Status as soon as `found` says yes to it."""
+        last: Document = {}
+
+        def look() -> bool:
+            nonlocal last
+            last = self.status
+            return bool(found(last))
+
+        until(look, f"{self.name}: {what}", seconds, self.describe)
+        return last
+
+    def until_state(self, *states: str, seconds: float = PATIENCE) -> Document:
+        return self.until(lambda s: s.get("state") in states, f"state {' or '.join(states)}", seconds)
+
+    def until_reason(self, kind: str, reason: str, seconds: float = PATIENCE) -> Document:
+        """The condition, as soon as it has that reason."""
+        self.until(
+            lambda s: any(c["type"] == kind and c["reason"] == reason for c in s.get("conditions") or []),
+            f"condition {kind} with reason {reason}",
+            seconds,
+        )
+        return self.condition(kind)
+
+    def until_checkpoint(self, after: int = 0) -> Document:
+        """Status once a checkpoint of a later iteration than `after` is verified and iterations pass."""
+        return self.until(
+            lambda s: s.get("state") == "Running" and (s.get("checkpoint") or {}).get("iteration", 0) > after,
+            f"a verified checkpoint after iteration {after}",
+        )
+
+    # S3
+
+    def head(self) -> Head:
+        with self.cluster.inside():
+            body = stages.s3_client(self.cluster).get_object(Bucket=self.bucket, Key=f"{self.prefix}/{HEAD_KEY}")
+            return Head.from_json(body["Body"].read())
+
+    def checkpoint(self, entry: Entry) -> Manifest:
+        with self.cluster.inside():
+            key = f"{self.prefix}/{checkpoint_prefix(entry.attempt, entry.step)}/manifest.json"
+            body = stages.s3_client(self.cluster).get_object(Bucket=self.bucket, Key=key.replace("//", "/"))
+            return Manifest.from_json(body["Body"].read())
+
+    # faults
+
+    def kill_worker(self, member: int, rank_process: int = -1) -> None:
+        """SIGKILL to one worker process of that member, from the node."""
+        pod = next(p for p in self.pods() if p["metadata"]["labels"][names.LABEL_MEMBER] == str(member))
+        node = next(n for n in self.cluster.nodes if n.name == pod["spec"]["nodeName"])
+        pids = worker_pids(node.run, pod)
+        node.run("kill", "-9", str(pids[rank_process]))
+
+
+def worker_pids(run: Callable[..., Any], pod: Document) -> Sequence[int]:
+    """Worker processes of a Pod, in their node's numbering: children of the fork server."""
+    worker = next(c for c in pod["status"]["containerStatuses"] if c["name"] == names.CONTAINER_WORKER)
+    identity = worker["containerID"].removeprefix("containerd://")
+    listing = run("ctr", "-n", "k8s.io", "tasks", "ps", identity).stdout
+    pids = [int(line.split()[0]) for line in listing.splitlines()[1:] if line.split()]
+    return sorted(pids)[1:]
