@@ -32,7 +32,7 @@ PACKAGES = ("buildah", "ca-certificates", "debian-archive-keyring", "mmdebstrap"
 ROOM = {"operator": 3, "trainer": 20}
 """GB that must be free: the image, its layer once more while it is packed, and what the installers download."""
 
-__all__ = ["IMAGES", "BuildFailed", "BuiltImage", "build"]
+__all__ = ["IMAGES", "BuildFailed", "BuiltImage", "build", "push"]
 
 
 def build(*names: str) -> dict[str, BuiltImage]:
@@ -72,7 +72,16 @@ def build(*names: str) -> dict[str, BuiltImage]:
             shutil.rmtree(context)
         if fresh:
             buildah.keep(tag for image in built.prune() for tag in image.tags)
+            buildah.clear_up()
         return found
+
+
+def push(image: BuiltImage, destination: str) -> None:
+    """Sends the image with all its layers to a registry or an archive. Raises BuildFailed."""
+    folder = built.folder()
+    with locked(folder / "lock", "build of images"):
+        say(f"{image.name}: pushing {image.size / 1e6:,.0f} MB to {destination}")
+        Buildah(folder / "storage", folder / "tmp").push(image.tags[0], destination, log=folder / "log" / "push.log")
 
 
 def _key(name: str, context: Path) -> str:
@@ -116,8 +125,18 @@ def _build(name: str, key: str, context: Path, buildah: Buildah) -> BuiltImage:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="images.build", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="IMAGE", help=f"{' or '.join(IMAGES)} (default: all)")
+    parser.add_argument(
+        "--to",
+        metavar="DESTINATION",
+        help="also push it, whole: docker://REGISTRY/NAME:TAG (after `buildah login`), or oci-archive:FILE:NAME:TAG",
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.to and len(arguments.names) != 1:
+        parser.error("--to takes exactly one image")
     try:
-        for image in build(*parser.parse_args(argv).names).values():
+        for image in build(*arguments.names).values():
+            if arguments.to:
+                push(image, arguments.to)
             print(f"{image.reference} {image.digest}")
     except (BuildFailed, FileNotFoundError, packages.PackagesMissing) as e:
         print(f"images: {e}", file=sys.stderr)

@@ -70,6 +70,10 @@ class Buildah:
         finally:
             secret.unlink(missing_ok=True)
 
+    def push(self, tag: str, destination: str, *, log: Path) -> None:
+        """To `docker://REGISTRY/NAME:TAG`, or any other transport of containers-transports(5). Raises BuildFailed."""
+        run(self._argv("push", tag, destination), env=self._env(), log=log, what=f"push to {destination}")
+
     def config(self, tag: str) -> dict[str, Any]:
         """The OCI image configuration. Raises BuildFailed."""
         inspected = json.loads(capture(self._argv("inspect", "--type", "image", tag), env=self._env()))
@@ -124,7 +128,7 @@ class Buildah:
 
     def _env(self) -> Mapping[str, str]:
         self.scratch.mkdir(parents=True, exist_ok=True)
-        kept = ("HOME", "LANG", "http_proxy", "https_proxy", "no_proxy")
+        kept = ("HOME", "LANG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "http_proxy", "https_proxy", "no_proxy")
         return {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "TMPDIR": str(self.scratch),
