@@ -181,14 +181,14 @@ class Run:
         """SIGKILL to one worker process of that member, from the node."""
         pod = next(p for p in self.pods() if p["metadata"]["labels"][names.LABEL_MEMBER] == str(member))
         node = next(n for n in self.cluster.nodes if n.name == pod["spec"]["nodeName"])
-        pids = worker_pids(node.run, pod)
+        pids = worker_pids(node.ctr, pod)
         node.run("kill", "-9", str(pids[rank_process]))
 
 
-def worker_pids(run: Callable[..., Any], pod: Document) -> Sequence[int]:
+def worker_pids(ctr: Callable[..., Any], pod: Document) -> Sequence[int]:
     """Worker processes of a Pod, in their node's numbering: children of the fork server."""
     worker = next(c for c in pod["status"]["containerStatuses"] if c["name"] == names.CONTAINER_WORKER)
     identity = worker["containerID"].removeprefix("containerd://")
-    listing = run("ctr", "-n", "k8s.io", "tasks", "ps", identity).stdout
+    listing = ctr("tasks", "ps", identity).stdout
     pids = [int(line.split()[0]) for line in listing.splitlines()[1:] if line.split()]
     return sorted(pids)[1:]

@@ -169,6 +169,16 @@ class Worker:
                 return
             rate = len(since_logged) * schedule.global_batch_size * sequence / sum(since_logged)
             since_logged.clear()
+            log.info(
+                "iteration %d/%d | loss %r | learning rate %.3e | gradient norm %.4f | %.0f tokens/s | %.3f s",
+                done.iteration,
+                schedule.iterations,
+                done.loss,  # all digits: two runs can be compared by their logs
+                done.learning_rate,
+                done.grad_norm,
+                rate,
+                done.seconds["total"],
+            )
             consumed = done.iteration * schedule.global_batch_size
             self.send(
                 Step(
