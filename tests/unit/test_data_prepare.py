@@ -287,8 +287,7 @@ def test_ctrl_c_leaves_nothing_that_could_be_taken_for_data_and_no_mess(tokenize
     assert "Traceback" not in "".join(said)
     assert not (tmp_path / "out").exists()
     assert list((tmp_path / "tmp").iterdir()) == []
-    # Nobody has their standard error open any more; a zombie waits for whoever adopts orphans here.
-    assert [p for p in psutil.process_iter(["status"]) if session(p) == process.pid and not zombie(p)] == []
+    until_gone(process)
 
 
 def until_busy(process, children):
@@ -306,6 +305,14 @@ def mapped(process):
         return ""
 
 
+def until_gone(process):
+    """Of its session nothing runs any more. A zombie waits for whoever adopts orphans here."""
+    end = time.monotonic() + 60
+    while left := [p for p in psutil.process_iter(["status", "cmdline"]) if session(p) == process.pid and alive(p)]:
+        assert time.monotonic() < end, f"still there: {left}"
+        time.sleep(0.01)
+
+
 def session(process):
     try:
         return os.getsid(process.pid)
@@ -313,5 +320,5 @@ def session(process):
         return None
 
 
-def zombie(process):
-    return process.info["status"] == psutil.STATUS_ZOMBIE
+def alive(process):
+    return process.info["status"] != psutil.STATUS_ZOMBIE

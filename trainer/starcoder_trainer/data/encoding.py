@@ -21,10 +21,10 @@ from .special_tokens import END_OF_TEXT
 from .tokenizer import CodeTokenizer
 from .vocabulary import Vocabulary
 
-BATCH_BYTES = 1 << 20
-"""Of source files in a task: a second or so, so that Ctrl-C is answered soon."""
+BATCH_BYTES = 256 << 10
+"""Of source files in a task: part of a second, so that Ctrl-C is answered soon; it waits for the tasks begun."""
 BATCH_FILES = 256
-TASKS_A_PROCESS = 4
+TASKS_A_PROCESS = 8
 """Waiting or done but not yet written, which bounds memory."""
 
 

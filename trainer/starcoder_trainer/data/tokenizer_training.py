@@ -36,17 +36,19 @@ def train_on_files(
     context = get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_train, args=(theirs, os.getpid(), threads, root, files, vocab_size))
-    with ours:
-        with theirs, deaf_to_interrupts():
-            process.start()
+    with ours, theirs:
         try:
+            with deaf_to_interrupts():
+                process.start()
+            theirs.close()  # the child has its own: when that goes, reading ends
             while isinstance(said := ours.recv(), int):
                 seen(said)
         except EOFError:
             raise TrainingDied("the process that trained the tokenizer died") from None
         finally:
-            process.kill()
-            process.join()
+            if process.pid is not None:
+                process.kill()
+                process.join()
     assert isinstance(said, bytes)
     return said
 
