@@ -146,10 +146,11 @@ def test_every_pod_tells_prometheus_how_training_is(trained_on: Cluster) -> None
     address = pod["status"]["podIP"]
     text = node.run("curl", "-sS", f"http://{address}:{names.METRICS_PORT}/metrics").stdout
     for metric in (
-        "tokens_per_second", "iteration", "loss", "learning_rate", "gradient_norm", "step_seconds",
-        "checkpoint_seconds", "checkpoint_bytes",
+        "tokens_per_second", "tokens_per_second_per_gpu", "iteration", "loss", "learning_rate", "gradient_norm",
+        'step_seconds{phase="forward_backward"}', "checkpoint_save_seconds", "checkpoint_save_bytes",
+        "checkpoint_upload_seconds", "checkpoint_uploaded_bytes_total",
     ):  # fmt: skip
-        assert metric in text, f"no {metric} in\n{text}"
+        assert f"\nstarcoder_{metric} " in text, f"no {metric} in\n{text}"
     run.delete()
 
 
