@@ -144,7 +144,7 @@ def busy_node(cluster: Cluster) -> str:
         and p["status"].get("phase") == "Running"
         and "deletionTimestamp" not in p["metadata"]
     ]
-    return next((node for node in busy if node not in avoided), busy[0])
+    return str(next((node for node in busy if node not in avoided), busy[0]))
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from starcoder_trainer.data.errors import DataNotFound
 
 from starcoder_trainer.agent.machine import Identity
 from starcoder_trainer.agent.metrics import Metrics
@@ -21,6 +20,7 @@ from starcoder_trainer.agent.supervisor import Supervisor, Surroundings
 from starcoder_trainer.contract.assignment import Assignment, Layout, Member
 from starcoder_trainer.contract.ledger import HEAD_KEY, Head
 from starcoder_trainer.contract.report import Report
+from starcoder_trainer.data.errors import DataNotFound
 from starcoder_trainer.storage.open import open_store
 from tests.support.training import training_config
 
