@@ -5,14 +5,17 @@ from __future__ import annotations
 import pytest
 
 from devcluster import binaries, packages
+from images.build import build
 
 SERVERS = {"kubeconfig", "s3_server"}
 CLUSTER = {"up"}
 """Fixtures that start programs of devcluster."""
+IMAGES = {"built", "ready"}
+"""Fixtures that need the shipped images."""
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Those programs are built before the first test's time begins to run: on a new machine that takes minutes."""
+    """Programs and images are built before the first test's time begins to run: on a new machine that takes minutes."""
     wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     if session.config.option.collectonly or not wanted & (SERVERS | CLUSTER):
         return
@@ -21,3 +24,5 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         if wanted & CLUSTER:
             packages.ensure(*packages.CLUSTER)
         binaries.build()
+        if wanted & IMAGES:
+            build()
