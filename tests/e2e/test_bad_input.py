@@ -70,7 +70,7 @@ def secret(cluster: Cluster, name: str, access: str, key: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"workers__gpusPerWorker": 3}, "not divisible by parallelism"),
+        ({"workers__replicas": 1, "workers__gpusPerWorker": 3}, "not divisible by parallelism"),
         ({"training__globalBatchSize": 5}, "is not a multiple of microBatchSize"),
         ({"data__tokenizer": "https://x/tokenizer.json"}, "no URI of the form s3://bucket/key"),
     ],
