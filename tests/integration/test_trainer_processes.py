@@ -246,7 +246,8 @@ def test_a_line_that_is_no_message_is_ignored(server: Server, agent: Agent) -> N
 def test_with_a_second_thread_workers_are_spawned_not_forked(tmp_path: Path) -> None:
     with serve(tmp_path, "1") as server:
         agent = server.agent()
-        agent.send(start(0, do="hang"))  # no configuration of a run: a spawned worker, which is a real one, says so
+        # No configuration of a run: a spawned worker, which is a real one, says so.
+        agent.send(start(0, do="exit", code=3))
         ended = agent.until(Exited)
         agent.close()
     assert (ended.rank, ended.exit_code, ended.failure.cause) == (0, 78, "UserError")
