@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from devcluster import binaries, packages
 from images.build import build
+
+# A property that holds holds on a busy machine too: how long an example takes is no part of it.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 SERVERS = {"kubeconfig", "s3_server"}
 CLUSTER = {"up"}
