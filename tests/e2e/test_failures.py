@@ -77,7 +77,11 @@ def test_a_deleted_pod_is_replaced_under_a_new_name(trained_on: Cluster) -> None
 
 
 def test_a_run_that_lost_a_node_ends_bitwise_as_one_that_was_never_disturbed(trained_on: Cluster) -> None:
-    changes: dict[str, Any] = {"training__iterations": 150, "checkpoint__everyIterations": 25}
+    changes: dict[str, Any] = {
+        "training__iterations": 150,
+        "checkpoint__everyIterations": 25,
+        "model__dropout": 0.1,
+    }
     calm = Run(trained_on, manifest("calm", **changes)).apply()
     calm.until_state("Succeeded", "Failed", seconds=600)
     calm_losses = losses(calm, "calm-w0-0")
