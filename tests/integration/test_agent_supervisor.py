@@ -133,7 +133,8 @@ async def gang(tmp_path):
 async def test_a_gang_trains_to_the_end_and_the_leader_is_done_with_the_last_step_in_head(gang):
     await gang.form(1)
     await gang.until(lambda: gang.all_say("done", 1))
-    assert [e.step for e in gang.head.entries] == [2, 4]
+    # the newest is committed first; older ones that were not listed by then are history
+    assert [e.step for e in gang.head.entries] in ([2, 4], [4])
     assert gang.pods[0].said.verified.checkpoint.step == 4
     assert gang.pods[1].said.verified is None
     states = [r.state for r in gang.pods[1].reports]
