@@ -1,4 +1,4 @@
-"""Scenarios for the planner in the words of a test: `make_run().workers(3).training().node_dies("node-1").settles()`."""
+"""Scenarios for the planner in the words of a test: `make_run().workers(3).training().node_dies("node-1")`."""
 
 from __future__ import annotations
 

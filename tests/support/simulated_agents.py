@@ -5,8 +5,10 @@ Workers of an attempt train when all its ranks were started; they lose each othe
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass, field
+from typing import Any
 
 from starcoder_trainer.agent import machine as m
 from starcoder_trainer.contract.assignment import Assignment, CheckpointRef, Offer
@@ -63,6 +65,7 @@ class Agent:
         self.pending: list[m.Event] = []
         self.preparing: int | None = None
         self.iterations = 0
+        self.read: tuple[Assignment, str] | None = None
 
     @property
     def report(self) -> Report:
@@ -77,10 +80,10 @@ class Agent:
         if self.exited:
             return
         now = self.world.now
-        if assignment is not None:
-            config = TrainingConfig.from_json(config_json)
-            self.iterations = config.training.iterations
-            self.tell(m.Assigned(now, assignment, config.to_dict()))
+        if assignment is not None and (assignment, config_json) != self.read:
+            self.read = (assignment, config_json)
+            config, self.iterations = _read(config_json)
+            self.tell(m.Assigned(now, assignment, config))
         if not self.connected and not self.quit:
             self.connected = True
             self.tell(m.WorkersReady(now))
@@ -182,6 +185,13 @@ class Agent:
             self.running = None
             for rank in ranks:
                 self.tell(m.WorkerExited(now, Exited(attempt, rank, 0, None)))
+
+
+@functools.lru_cache
+def _read(config_json: str) -> tuple[dict[str, Any], int]:
+    """(configuration as an agent hands it on, iterations)"""
+    config = TrainingConfig.from_json(config_json)
+    return config.to_dict(), config.training.iterations
 
 
 @dataclass

@@ -56,6 +56,7 @@ class Refused(Exception):
 class Pod:
     view: PodView
     created: float
+    image: str
     agent: Agent | None = None
     worker: ContainerView = field(default_factory=lambda: ContainerView(names.CONTAINER_WORKER, True, 0))
 
@@ -75,7 +76,11 @@ class SimulatedCluster:
         self.status_writes = 0
         self.pods: dict[str, Pod] = {}
         self.leases: dict[int, Lease] = {}
-        self.nodes = {f"node-{i}": NodeView(f"node-{i}", True, False, ()) for i in range(nodes or spec.workers.replicas)}
+        self.nodes = {
+            f"node-{i}": NodeView(f"node-{i}", True, False, ()) for i in range(nodes or spec.workers.replicas)
+        }
+        self.down: set[str] = set()
+        """Nodes that are dead, whether or not the control plane has noticed."""
         self.groups: dict[str, GangView] = {}
         self.assignment: AssignmentView | None = None
         self.access = False
@@ -108,7 +113,9 @@ class SimulatedCluster:
             created_at=EPOCH,
             spec=self.spec,
             status=self.status,
-            pods=tuple(replace(p.view, containers=self._containers(p), age=now - p.created) for p in self.pods.values()),
+            pods=tuple(
+                replace(p.view, containers=self._containers(p), age=now - p.created) for p in self.pods.values()
+            ),
             leases=tuple(
                 LeaseView(i, names.lease_name(self.name, i), "1", lease.report, now - lease.renewed)
                 for i, lease in self.leases.items()
@@ -231,7 +238,7 @@ class SimulatedCluster:
             avoided_nodes=action.avoid_nodes,
             template=template_digest(self.spec),
         )
-        self.pods[name] = Pod(view, self.world.now)
+        self.pods[name] = Pod(view, self.world.now, self.spec.workers.image or "")
 
     def counts(self, pod: Pod) -> bool:
         """It stands, on a node that stands."""
@@ -269,7 +276,7 @@ class SimulatedCluster:
             self._agent(pod)
 
     def up(self, node: str) -> bool:
-        return node in self.nodes and self.nodes[node].ready is True
+        return node in self.nodes and node not in self.down
 
     def _free(self, avoided: tuple[str, ...]) -> list[str]:
         taken = {p.view.node for p in self.pods.values() if p.view.phase in ("Pending", "Running") and p.view.node}
@@ -329,12 +336,12 @@ class SimulatedCluster:
                 self._kill(pod)
             del self.pods[view.name]
             return
-        if view.phase == "Pending" and self._image_is_there():
+        if view.phase == "Pending" and self._can_pull(pod):
             pod.view = replace(view, phase="Running", ready=True, ip="10.0.0.1")
             self.start_agent(pod)
 
-    def _image_is_there(self) -> bool:
-        return self.pullable is None or (self.spec.workers.image or "") in self.pullable
+    def _can_pull(self, pod: Pod) -> bool:
+        return self.pullable is None or pod.image in self.pullable
 
     def start_agent(self, pod: Pod) -> None:
         view = pod.view
@@ -353,14 +360,14 @@ class SimulatedCluster:
             if lease.report is not None and lease.report.incarnation > pod.agent.report.incarnation:
                 pod.agent.tell(m.Superseded(self.world.now))
             elif not pod.agent.machine.silent:
-                lease.report = Report.from_json(pod.agent.report.to_json())
+                lease.report = pod.agent.report
                 lease.renewed = self.world.now
         if pod.agent.quit:
             pod.view = replace(pod.view, phase="Succeeded", ready=False)
             pod.agent = None
 
     def _containers(self, pod: Pod) -> tuple[ContainerView, ...]:
-        if pod.view.node and pod.view.phase == "Pending" and not self._image_is_there():
+        if pod.view.node and pod.view.phase == "Pending" and not self._can_pull(pod):
             waiting = ContainerView(names.CONTAINER_WORKER, False, 0, "ErrImagePull", "manifest unknown")
             return (waiting,)
         if not pod.view.node:
@@ -382,6 +389,7 @@ class SimulatedCluster:
             pod.view = replace(pod.view, deleting=True)
 
     def node_dies(self, node: str) -> None:
+        self.down.add(node)
         for pod in self.pods.values():
             if pod.view.node == node:
                 self._kill(pod)
@@ -391,6 +399,7 @@ class SimulatedCluster:
         self.nodes[node] = replace(self.nodes[node], ready=None)
 
     def node_returns(self, node: str) -> None:
+        self.down.discard(node)
         self.nodes[node] = NodeView(node, True, False, ())
         for pod in self.pods.values():
             if pod.view.node == node and pod.view.phase == "Running" and pod.agent is None and not pod.view.deleting:
