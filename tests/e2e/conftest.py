@@ -46,6 +46,7 @@ def ready(up: Cluster) -> Cluster:
 @pytest.fixture
 def trained_on(ready: Cluster, cluster: Cluster) -> Iterator[Cluster]:
     """The cluster that runs are applied to; what a test leaves of them is deleted, so that the GPUs are free again."""
+    stages.images_in(ready)  # costs nothing where they are still there
     yield ready
     ready.mend()
     ready.kubectl("delete", "scr", "--all", "-n", stages.NAMESPACE, "--wait=true", timeout=120)
