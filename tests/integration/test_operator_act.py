@@ -464,3 +464,10 @@ async def test_agents_do_what_they_have_to_and_are_refused_the_rest(bench, here,
             with pytest.raises(client.ApiException) as error:
                 call()
             assert error.value.status == 403
+
+
+async def test_a_status_is_written_whatever_characters_a_message_holds(bench):
+    """gloo ends its errors with an emoji, and other libraries colour theirs."""
+    message = 'GLHF! \U0001f3d6\ufe0f \x1b[31mred\x1b[0m \x85\x9b \u2028 \ufeff \x00 \\ud83c "quoted"'
+    await bench.do(status=StarCoderRunStatus(message=message))
+    assert bench.here.status(bench.name)["message"] == message

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -98,7 +99,9 @@ class Kube:
         meta = manifest["metadata"]
         path = kind.path(meta["namespace"], meta["name"], "status")
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        return await self._call("patch", path, query, manifest, content_type="application/apply-patch+yaml")
+        # The parameter keeps the client from encoding the body, the server takes no notice of it.
+        kind_of_patch = "application/apply-patch+yaml; charset=utf-8"
+        return await self._call("patch", path, query, yaml_of(manifest), content_type=kind_of_patch)
 
     async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str) -> None:
         """Only the object of that uid; raises NotFound where it is gone, Conflict where the name is another's now."""
@@ -142,7 +145,7 @@ class Kube:
         verb: str,
         path: str,
         query: dict[str, str] | None = None,
-        body: Manifest | None = None,
+        body: Manifest | bytes | None = None,
         *,
         content_type: str = "application/json",
     ) -> Manifest:
@@ -163,7 +166,7 @@ class Kube:
         raise error
 
     async def _exchange(
-        self, method: str, path: str, query: dict[str, str], body: Manifest | None, content_type: str
+        self, method: str, path: str, query: dict[str, str], body: Manifest | bytes | None, content_type: str
     ) -> tuple[int, str, float]:
         """(HTTP code, body, Retry-After in seconds or 0)."""
         headers = {"Accept": "application/json", "Content-Type": content_type}
@@ -179,6 +182,25 @@ class Kube:
         text = (await response.read()).decode("utf-8", "replace")
         asked = response.headers.get("Retry-After", "")
         return response.status, text, float(asked) if asked.isdigit() else 0.0
+
+
+def yaml_of(manifest: Manifest) -> bytes:
+    """JSON that is YAML as well, whatever text people and libraries put into messages.
+
+    A server-side apply is parsed as YAML, which knows no surrogates: JSON's usual escape of characters beyond U+FFFF
+    (gloo ends its errors with one) makes it refuse the whole status. Those are sent as they are; what YAML does not
+    take raw is escaped, and half a surrogate pair is replaced.
+    """
+    text = json.dumps(manifest, ensure_ascii=False, separators=(",", ":"))
+    return _NOT_RAW_IN_YAML.sub(_escaped, text).encode()
+
+
+_NOT_RAW_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\u{0xFFFD if 0xD800 <= code <= 0xDFFF else code:04x}"
 
 
 def _parse(text: str) -> Manifest:
