@@ -150,7 +150,7 @@ class Planner(RuleBasedStateMachine):
     @precondition(lambda self: self.cluster.groups)
     @rule(data=st.data())
     def somebody_deletes_a_podgroup(self, data):
-        del self.cluster.groups[data.draw(st.sampled_from(sorted(self.cluster.groups)))]
+        self.cluster.delete_group(data.draw(st.sampled_from(sorted(self.cluster.groups))))
 
     @rule()
     def somebody_deletes_the_assignment(self):

@@ -93,6 +93,8 @@ class SimulatedCluster:
         """Images that a registry has; None: all."""
         self.events: list[EmitEvent] = []
         self.names_used: set[str] = set()
+        self.torn_away: set[str] = set()
+        """PodGroups that somebody deleted."""
         self.runs_written: dict[int, set[str]] = {}
         """Attempt -> assignments in phase run that were written for it."""
         self.attempts_written: list[int] = []
@@ -191,7 +193,8 @@ class SimulatedCluster:
                 assert 1 <= min_count <= self.spec.workers.replicas
                 known = self.groups.get(name)
                 if known is None:
-                    assert name not in self.names_used, f"PodGroup {name} is used again"
+                    # one that was read as there and deleted meanwhile may come again
+                    assert name not in self.names_used - self.torn_away, f"PodGroup {name} is used again"
                     self.names_used.add(name)
                     self.groups[name] = GangView(name, f"uid-g{next(self._uids)}", "1", min_count, None, "")
                 else:
@@ -214,7 +217,8 @@ class SimulatedCluster:
         name = names.pod_name(self.name, action.member, action.incarnation)
         assert name not in self.names_used, f"Pod {name} is used again"
         assert action.incarnation <= self.status.incarnations[action.member], "created before it was recorded"
-        assert not self.native or action.gang in self.groups, "created before its PodGroup"
+        # somebody may have deleted it since
+        assert not self.native or action.gang in self.names_used, "created before its PodGroup"
         standing = [p for p in self.pods.values() if p.view.member == action.member and self.counts(p)]
         assert not standing, f"{name} beside {[p.view.name for p in standing]}"
         self.names_used.add(name)
@@ -375,6 +379,16 @@ class SimulatedCluster:
         return (ContainerView(names.CONTAINER_AGENT, True, 0), pod.worker)
 
     # What happens to it
+
+    def delete_assignment(self) -> None:
+        """By somebody. An operator that looked before may then create an older one, which agents ignore."""
+        self.assignment = None
+        self.attempts_written = []
+
+    def delete_group(self, name: str) -> None:
+        """By somebody."""
+        del self.groups[name]
+        self.torn_away.add(name)
 
     def change_spec(self, **fields: Any) -> None:
         self.spec = self.spec.model_copy(update=fields)

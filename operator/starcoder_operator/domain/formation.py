@@ -136,11 +136,11 @@ def _while_held(
         return Finished()
     if all_silent(members):
         return Unclear()
+    found = _explanation(snapshot, members, current)
     why = _broken(snapshot, members, current, config_json)
     if why:
-        return Hold(held(snapshot, members, next_attempt(snapshot)), why)
+        return Hold(held(snapshot, members, next_attempt(snapshot)), why, found)
     filled = _filled_in(members, current)
-    found = _explanation(snapshot, members, current)
     if filled != current or found is not None:
         return Hold(filled, "agents answered or were lost", found)
     waiting = _waits_for(members, current)
@@ -160,6 +160,10 @@ def _broken(snapshot: Snapshot, members: tuple[MemberView, ...], current: Assign
     for report in _reports(snapshot):
         if report.fenced_by is not None and report.fenced_by >= current.attempt and report.attempt == current.attempt:
             return f"HEAD belongs to attempt {report.fenced_by}"
+        if report.attempt == current.attempt and report.state != "idle":
+            # The assignment was deleted, and written again by an operator that had not seen it run. Agents form an
+            # attempt once.
+            return f"attempt {current.attempt} has run already"
     for place in current.members:
         member = members[place.index]
         if place.boot_id and member.boot_id and member.boot_id != place.boot_id:

@@ -83,8 +83,9 @@ def place(snapshot: Snapshot, members: tuple[MemberView, ...]) -> Placement:
     number, coming = snapshot.status.placement, missing[:allowed]
     if allowed:
         number = _number(snapshot, kept)
+    if allowed or (snapshot.gang is not None and snapshot.gang.name == group_name(snapshot.name, number)):
         actions += _gang(snapshot, number, kept, missing)
-        actions += _creations(snapshot, number, coming)
+    actions += _creations(snapshot, number, coming)
     return Placement(
         number=number,
         incarnations=_incarnations(members, coming, snapshot.status.incarnations),
@@ -210,16 +211,18 @@ def _beyond(snapshot: Snapshot, number: int) -> int:
 def _gang(
     snapshot: Snapshot, number: int, kept: tuple[MemberView, ...], missing: tuple[MemberView, ...]
 ) -> list[Action]:
+    """The group that Pods come in, or the one that is there made no larger than the Pods it can have."""
     if not is_native(snapshot):
         return []
     name, gang = group_name(snapshot.name, number), snapshot.gang
     if gang is None or gang.name != name:
         leave: list[Action] = [DeleteGang(gang.name, gang.uid)] if gang is not None and not kept else []
         return [*leave, EnsureGang(name, len(missing))]
-    placed = sum(m.pod is not None and m.pod.scheduled and m.pod.scheduling_group == name for m in kept)
-    if placed and placed < gang.min_count:
-        return [EnsureGang(name, placed)]
-    return []
+    joined = [m.pod for m in kept if m.pod is not None and m.pod.scheduling_group == name]
+    placed = sum(pod.scheduled for pod in joined)
+    waiting = len(joined) - placed + len(missing)
+    size = placed or waiting
+    return [EnsureGang(name, size)] if waiting and size < gang.min_count else []
 
 
 def _creations(snapshot: Snapshot, number: int, coming: tuple[MemberView, ...]) -> list[CreatePod]:
