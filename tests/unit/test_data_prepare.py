@@ -106,6 +106,7 @@ def test_every_source_file_is_a_document_whose_text_is_the_files(prepared, sourc
     assert description.skipped == {"empty": 1, "not UTF-8": 1}
 
 
+@pytest.mark.slow
 def test_megatron_finds_the_same_documents(prepared):
     from starcoder_trainer.model import cpu
 
@@ -257,6 +258,7 @@ def test_a_tokenizer_without_the_formats_tokens_is_refused(prepared, tmp_path, c
     assert "found no <reponame>" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "number"), [("training", signal.SIGINT), ("encoding", signal.SIGINT), ("encoding", signal.SIGTERM)]
 )
