@@ -116,10 +116,24 @@ def _fill(node: Node, source: Path, snapshot: str, parent: str, there: set[str])
     # Overlayfs never writes to a lower folder, so that nothing in a container reaches the files behind the links.
     linked = source.stat().st_dev == folder.stat().st_dev
     how = ("--archive", "--link") if linked else ("--archive", "--reflink=auto")
-    copied = subprocess.run(["cp", *how, f"{source}/.", f"{folder}/"], capture_output=True, text=True, check=False)
+    copy = [*past_mounts(source), "cp", *how, f"{source}/.", f"{folder}/"]
+    copied = subprocess.run(copy, capture_output=True, text=True, check=False)
     if copied.returncode:
         raise CommandFailed(f"can't fill {folder} from {source}: {copied.stderr.strip()[:500]}")
     node.ctr("snapshots", "commit", snapshot, active)
+
+
+def past_mounts(source: Path) -> tuple[str, ...]:
+    """What a command is to be started by so that it sees `source` on the file system it is stored on.
+
+    buildah, used by hand, leaves a bind mount over its storage, and links do not cross mounts.
+    """
+    points = {line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()}
+    hiding = [str(place) for place in source.parents if place.is_relative_to(built.folder()) and str(place) in points]
+    if not hiding:
+        return ()
+    script = 'umount "$1" && shift && exec "$@"'
+    return ("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", hiding[0])
 
 
 def upper_folder(mount: str, containerd_root: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +13,10 @@ from devcluster import binaries, packages
 from images.build import build
 
 # A property that holds holds on a busy machine too: how long an example takes is no part of it.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# In CI the examples are the same each time: a change is judged by what it changed. People's runs go on searching.
+settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=bool(os.environ.get("CI"))
+)
 settings.load_profile("untimed")
 
 SERVERS = {"kubeconfig", "s3_server"}

@@ -291,3 +291,20 @@ def programs_that_name(path: Path) -> list[str]:
         if str(path) in words and int(process.name) != os.getpid():
             found.append(words.replace("\0", " "))
     return found
+
+
+def test_a_mount_that_buildah_left_over_its_storage_keeps_no_layer_from_being_linked() -> None:
+    place = folder() / "tmp" / f"mount-{os.getpid()}"
+    source, target = place / "overlay" / "layer", place / "node"
+    source.mkdir(parents=True)
+    target.mkdir()
+    (source / "file").write_text("content")
+    subprocess.run(["mount", "--bind", place / "overlay", place / "overlay"], check=True)
+    try:
+        link = ["cp", "--archive", "--link", f"{source}/.", f"{target}/"]
+        assert subprocess.run(link, capture_output=True, check=False).returncode != 0, "links cross mounts here"
+        subprocess.run([*devcluster.images.past_mounts(source), *link], check=True)
+        assert (target / "file").stat().st_nlink == 2
+    finally:
+        subprocess.run(["umount", place / "overlay"], check=True)
+        shutil.rmtree(place)
