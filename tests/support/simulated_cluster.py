@@ -98,7 +98,7 @@ class SimulatedCluster:
         self.runs_written: dict[int, set[str]] = {}
         """Attempt -> assignments in phase run that were written for it."""
         self.attempts_written: list[int] = []
-        self._uids = itertools.count()
+        self._uids, self._versions = itertools.count(), itertools.count(1)
 
     # What the operator sees and does
 
@@ -267,7 +267,7 @@ class SimulatedCluster:
         before = self.assignment
         if before and before.assignment.phase == "run" and written.phase == "hold":
             assert written.attempt > before.assignment.attempt, "a running attempt is held again"
-        self.assignment = AssignmentView(str(int(version or 0) + 1), written, action.config_json)
+        self.assignment = AssignmentView(str(next(self._versions)), written, action.config_json)
 
     # What the cluster does by itself
 

@@ -76,8 +76,8 @@ def decide(snapshot: Snapshot, members: tuple[MemberView, ...], config_json: str
     current = own_assignment(snapshot)
     recorded = snapshot.status.attempt
     if current is None:
-        seen = max((r.attempt for r in _reports(snapshot)), default=0)
-        number = recorded if recorded > seen else next_attempt(snapshot)
+        # An agent that has seen an attempt run forms it no more, so one that may have been written is passed over.
+        number = next_attempt(snapshot) if any(_reports(snapshot)) or not recorded else recorded
         return Hold(held(snapshot, members, number), "no assignment is written")
     if current.attempt < recorded:
         return Hold(held(snapshot, members, recorded), "recorded, not yet written")
