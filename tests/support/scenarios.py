@@ -81,10 +81,6 @@ class Scenario:
     def training(self) -> Self:
         return self.until(lambda s: s.state == "Running")
 
-    def settles(self) -> Self:
-        """Until it trains, is over, or nothing changes any more, time included."""
-        return self.until_quiet() if self.status.state != "Running" else self.training()
-
     def until_quiet(self, rounds: int = 60) -> Self:
         for _ in range(rounds):
             self.round()
@@ -126,6 +122,20 @@ class Scenario:
 
     def suspended(self, suspend: bool = True) -> Self:
         self.cluster.change_spec(suspend=suspend)
+        return self
+
+    def silent(self) -> Self:
+        """Agents reach the API server no more; workers train on."""
+        self.cluster.api_reaches_agents = False
+        return self
+
+    def refused(self, what: str, message: str) -> Self:
+        """The API server refuses `create pod` and the like in these words."""
+        self.cluster.refusing = {what: message}
+        return self
+
+    def waits(self, seconds: float) -> Self:
+        self.cluster.world.now += seconds
         return self
 
     # What is so

@@ -63,8 +63,9 @@ def is_native(snapshot: Snapshot) -> bool:
     return snapshot.spec.scheduling.gang == "Native"
 
 
-def unchanged(snapshot: Snapshot) -> Placement:
-    return Placement(snapshot.status.placement, snapshot.status.incarnations)
+def unchanged(snapshot: Snapshot, members: tuple[MemberView, ...]) -> Placement:
+    """While an attempt runs; what a status that was lost had recorded is recorded again."""
+    return Placement(snapshot.status.placement, _incarnations(members, (), snapshot.status.incarnations))
 
 
 def place(snapshot: Snapshot, members: tuple[MemberView, ...]) -> Placement:

@@ -130,7 +130,7 @@ def _wanted(
     """A run that is to train."""
     config = training_config(snapshot.name, snapshot.namespace, snapshot.uid, snapshot.spec).to_json()
     decision = _out_of_patience(snapshot, status, decide(snapshot, members, config))
-    placement, write = unchanged(snapshot), None
+    placement, write = unchanged(snapshot, members), None
     match decision:
         case Finished():
             return _succeeded(snapshot, status, members)
@@ -160,7 +160,7 @@ def _wanted(
     trains = decision == Stay()
     status = (status if trains else progress.resting(status)).model_copy(
         update={
-            "attempt": max(status.attempt, write.attempt if write else 0),
+            "attempt": max([status.attempt, *(a.attempt for a in (own_assignment(snapshot), write) if a)]),
             "placement": placement.number,
             "incarnations": placement.incarnations,
             "started_at": status.started_at or (snapshot.now if trains else None),

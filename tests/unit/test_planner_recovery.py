@@ -1,0 +1,161 @@
+"""Failures in the planner's scenarios: what they are put down to, what is replaced, what is avoided."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from starcoder_operator.domain import reasons
+from starcoder_operator.domain.members import HEARTBEAT_STALE
+from starcoder_operator.domain.plan import EmitEvent, WriteAssignment
+from starcoder_operator.domain.planner import AWAIT_CAUSE, plan
+from tests.support.scenarios import make_run
+
+
+@pytest.mark.parametrize("member", [0, 2])
+def test_a_lost_connection_is_put_down_to_the_node_that_is_found_lost_later(member: int) -> None:
+    run = make_run().workers(3).on_nodes(4).training()
+    node = run.pod(member).view.node
+    run.node_dies(node, noticed=False).until(lambda s: s.restarts.total == 1)
+    assert run.status.restarts.by_cause == {"Peer": 1}
+    assert run.status.restarts_without_progress == 1
+    run.until(lambda s: s.last_failure is not None and s.last_failure.cause == "AgentUnresponsive")
+    assert run.status.restarts.by_cause == {"AgentUnresponsive": 1}
+    assert run.status.restarts_without_progress == 0
+    assert run.training().status.restarts.total == 1
+
+
+def test_a_lost_connection_waits_a_moment_for_its_cause_and_judges_nothing_meanwhile() -> None:
+    run = make_run().workers(2).training().worker_fails(1, "Peer").passes()
+    assert run.said("Training") == ("Unknown", reasons.PEER_LOST)
+    assert (run.status.restarts.total, run.status.attempt, run.phase) == (0, 1, "run")
+    assert run.last is not None
+    assert run.last.look_again == pytest.approx(AWAIT_CAUSE)
+    run.waits(AWAIT_CAUSE).passes()
+    assert run.status.restarts.by_cause == {"Peer": 1}
+    assert run.phase == "hold"
+
+
+def test_a_lost_connection_that_would_end_the_run_waits_longer_than_a_dead_node_takes_to_be_noticed() -> None:
+    run = make_run().workers(3).on_nodes(4).with_spec(failurePolicy__maxRestartsWithoutProgress=0).training()
+    run.node_dies(run.pod(1).view.node, noticed=False).until(lambda s: s.restarts.total == 1)
+    assert run.status.restarts.by_cause == {"AgentUnresponsive": 1}
+    assert run.training().status.state == "Running"
+
+
+def test_a_better_cause_that_shows_in_time_is_counted_alone() -> None:
+    run = make_run().workers(2).training().worker_fails(1, "Peer").passes()
+    run.node_dies(run.pod(0).view.node).passes()
+    assert run.status.restarts.by_cause == {"NodeLost": 1}
+
+
+def test_an_attempt_is_counted_once_where_the_operator_dies_before_it_holds_the_next() -> None:
+    run = make_run().workers(2).training().worker_fails(0)
+    snapshot = run.snapshot
+    run.cluster.write_status(snapshot, plan(snapshot).status)
+    assert (run.status.attempt, run.phase) == (2, "run")
+    run.training()
+    assert (run.status.attempt, run.status.restarts.total) == (2, 1)
+
+
+def test_survivors_are_told_to_hold_before_anything_that_can_be_refused() -> None:
+    run = make_run().workers(2).on_nodes(3).training()
+    run.failed(run.pod(1).view.node)
+    assert run.last is not None
+    first = next(a for a in run.last.actions if not isinstance(a, EmitEvent))
+    assert isinstance(first, WriteAssignment)
+    assert (first.assignment.phase, first.assignment.attempt) == ("hold", 2)
+    assert [bool(m.boot_id) for m in first.assignment.members] == [True, False]
+
+
+def test_the_replacement_avoids_the_lost_node_and_is_built_anew_when_that_is_well_again() -> None:
+    run = make_run().workers(2).on_nodes(2).training()
+    node = run.pod(1).view.node
+    run.failed(node).until_quiet(5)
+    assert run.pod(1).view.avoided_nodes == (node,)
+    assert run.said("Scheduled") == ("False", reasons.UNSCHEDULABLE)
+    assert run.status.state == "Recovering"
+    run.node_returns(node).training()
+    assert (run.pod(1).view.node, run.pod(1).view.avoided_nodes) == (node, ())
+
+
+def test_one_of_two_lost_pods_is_placed_where_there_is_room_for_one() -> None:
+    """Had the group kept its size, the scheduler would have placed none."""
+    run = make_run().workers(3).on_nodes(4).training()
+    for member in (1, 2):
+        run.node_dies(run.pod(member).view.node)
+    run.until_quiet(5)
+    assert sum(bool(p.view.node) and run.cluster.counts(p) for p in run.cluster.pods.values()) == 2
+
+
+def test_a_pod_that_terminates_on_its_dead_node_is_never_waited_for() -> None:
+    run = make_run().workers(2).on_nodes(3).training()
+    name, node = run.pod(1).view.name, run.pod(1).view.node
+    run.failed(node).training()
+    assert run.cluster.pods[name].view.deleting
+    assert run.status.workers.summary == "2/2"
+
+
+def test_an_agent_that_was_started_again_ends_the_attempt_and_joins_the_next() -> None:
+    run = make_run().workers(2).training()
+    run.cluster.agent_restarts("a-w1-0")
+    run.until(lambda s: s.restarts.total == 1).training()
+    assert run.status.restarts.by_cause == {"AgentRestarted": 1}
+    assert run.pods == ["a-w0-0", "a-w1-0"]
+
+
+def test_agents_that_are_all_silent_are_not_judged() -> None:
+    run = make_run().workers(2).training().silent().waits(10 * HEARTBEAT_STALE).passes()
+    assert run.said("Training") == ("Unknown", reasons.AGENTS_SILENT)
+    assert (run.status.state, run.status.restarts.total, run.phase) == ("Running", 0, "run")
+    assert run.status.tokens_per_second is None
+    run.cluster.api_reaches_agents = True
+    run.round().training()
+    assert (run.status.attempt, run.status.restarts.total) == (1, 0)
+
+
+def test_head_of_a_higher_attempt_is_passed_over_and_charged_to_nobody() -> None:
+    run = make_run().workers(2)
+    run.cluster.world.store.attempt = 7
+    run.training()
+    assert run.status.attempt == 8
+    assert run.status.restarts.total == 0
+
+
+def test_an_attempt_whose_assignment_was_deleted_is_not_held_again() -> None:
+    run = make_run().workers(2).training()
+    run.cluster.delete_assignment()
+    run.training().passes()
+    assert run.status.attempt == 2
+
+
+def test_a_member_that_is_done_may_go_before_the_others_are() -> None:
+    run = make_run().workers(2).until(lambda s: s.iteration >= 80)
+    report = run.cluster.leases[1].report
+    assert report is not None
+    run.cluster.leases[1].report = replace(report, state="done")
+    run.cluster.pods.pop("a-w1-0")
+    run.passes()
+    assert (run.status.restarts.total, run.phase) == (0, "run")
+
+
+def test_more_iterations_than_the_attempt_knew_of_are_trained_in_another() -> None:
+    run = make_run().workers(2).training()
+    training = run.cluster.spec.training.model_copy(update={"iterations": 150})
+    run.cluster.change_spec(training=training)
+    run.over()
+    assert (run.status.state, run.status.iteration) == ("Succeeded", 150)
+    assert (run.status.attempt, run.status.restarts.total) == (2, 0)
+
+
+def test_a_failed_run_stops_its_workers_and_keeps_the_pods_that_end_by_themselves() -> None:
+    run = make_run().workers(2).training().worker_fails(0, "UserError").over().until_quiet(10)
+    assert run.phase == "stop"
+    assert {p.view.phase for p in run.cluster.pods.values()} == {"Succeeded"}
+    assert run.cluster.groups == {}
+
+
+def test_pods_that_do_not_end_when_the_run_is_over_are_deleted() -> None:
+    run = make_run().workers(2).training().worker_fails(0, "UserError").passes().silent().until_quiet(70)
+    assert run.pods == []
