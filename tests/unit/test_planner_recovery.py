@@ -138,6 +138,7 @@ def test_a_member_that_is_done_may_go_before_the_others_are() -> None:
     run.cluster.pods.pop("a-w1-0")
     run.passes()
     assert (run.status.restarts.total, run.phase) == (0, "run")
+    assert run.pods == ["a-w0-0"], "a new agent would end the attempt"
 
 
 def test_more_iterations_than_the_attempt_knew_of_are_trained_in_another() -> None:

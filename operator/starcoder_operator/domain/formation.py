@@ -78,7 +78,7 @@ def decide(snapshot: Snapshot, members: tuple[MemberView, ...], config_json: str
     if current is None:
         # An agent that has seen an attempt run forms it no more, so one that may have been written is passed over.
         number = next_attempt(snapshot) if any(_reports(snapshot)) or not recorded else recorded
-        return Hold(held(snapshot, members, number), "no assignment is written")
+        return Hold(held(snapshot, members, number), "the first assignment is written")
     if current.attempt < recorded:
         return Hold(held(snapshot, members, recorded), "recorded, not yet written")
     if current.phase == "stop":
@@ -142,7 +142,7 @@ def _while_held(
         return Hold(held(snapshot, members, next_attempt(snapshot)), why, found)
     filled = _filled_in(members, current)
     if filled != current or found is not None:
-        return Hold(filled, "agents answered or were lost", found)
+        return Hold(filled, "agents take their places", found)
     waiting = _waits_for(members, current)
     if waiting:
         return Stay(waiting)
