@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from starcoder_operator.api.v1alpha1 import Condition, StarCoderRunStatus
 from starcoder_operator.api.v1alpha1.status import ConditionType
+from starcoder_operator.domain.members import AGENT_HEARD
 from starcoder_operator.domain.plan import Plan
 from starcoder_operator.domain.planner import plan
 from starcoder_operator.domain.snapshot import Snapshot
@@ -94,6 +95,10 @@ class Scenario:
     def node_dies(self, node: str, noticed: bool = True) -> Self:
         self.cluster.node_dies(node)
         if noticed:
+            # by the time that a node is Unknown its agents have missed some beats
+            for pod in self.cluster.pods.values():
+                if pod.view.node == node:
+                    self.cluster.leases[pod.view.member].renewed -= AGENT_HEARD
             self.cluster.node_is_unknown(node)
         return self
 

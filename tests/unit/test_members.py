@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from starcoder_operator.api.v1alpha1.workers import Toleration
-from starcoder_operator.domain.members import HEARTBEAT_STALE, NODE_INDEX_LAG, LossKind, all_silent, members_of
+from starcoder_operator.domain.members import (
+    AGENT_HEARD,
+    HEARTBEAT_STALE,
+    NODE_INDEX_LAG,
+    LossKind,
+    all_silent,
+    members_of,
+)
 from starcoder_operator.domain.members import node_trouble as trouble_of
 from starcoder_operator.domain.snapshot import NodeView, Snapshot
 from tests.support.scenarios import make_run
@@ -131,3 +138,19 @@ def test_a_lost_node_s_own_toleration_does_not_make_it_well() -> None:
     nodes = {"n": replace(NODE, noexecute_taints=("node.kubernetes.io/unreachable",))}
     tolerated = (Toleration(key="node.kubernetes.io/unreachable", operator="Exists", toleration_seconds=5),)
     assert trouble_of("n", nodes, tolerated) is not None
+
+
+@pytest.mark.parametrize(("age", "kind"), [(0.0, None), (AGENT_HEARD - 1, None), (AGENT_HEARD, LossKind.NODE)])
+def test_an_agent_that_is_heard_vouches_for_a_node_whose_kubelet_is_silent(age: float, kind: LossKind | None) -> None:
+    before = snapshot()
+    node = next(p.node for p in before.pods if p.member == 1)
+    unknown = replace(before, nodes=before.nodes | {node: replace(before.nodes[node], ready=None)})
+    assert loss_of(with_lease_age(unknown, 0.0, age)) == kind
+
+
+def test_no_agent_vouches_for_a_node_that_says_itself_that_it_is_not_ready() -> None:
+    before = snapshot()
+    node = next(p.node for p in before.pods if p.member == 1)
+    assert (
+        loss_of(replace(before, nodes=before.nodes | {node: replace(before.nodes[node], ready=False)})) is LossKind.NODE
+    )

@@ -54,7 +54,9 @@ class Rule:
 
 
 CAUSES: dict[Cause, Rule] = {
-    Cause.NODE_LOST: Rule("Node is NotReady, Unknown, gone, or has a NoExecute taint not tolerated", Charge.NOBODY),
+    Cause.NODE_LOST: Rule(
+        "Node is NotReady, gone, has a NoExecute taint not tolerated, or is Unknown and its agent silent", Charge.NOBODY
+    ),
     Cause.DISRUPTED: Rule("Pod has condition DisruptionTarget: preempted, evicted, node shut down", Charge.NOBODY),
     Cause.POD_DELETED: Rule("Pod is being deleted or is gone", Charge.NOBODY),
     Cause.POD_FAILED: Rule("Pod's phase is Failed: its node gave it up (restartPolicy is OnFailure)", Charge.NOBODY),

@@ -14,6 +14,9 @@ from .snapshot import ContainerView, LeaseView, NodeView, PodView, Snapshot
 
 HEARTBEAT_STALE = 15.0
 """Seconds without a renewal of its Lease after which an agent is not counted on."""
+AGENT_HEARD = 6.0
+"""Seconds since its last beat (three are missed then) for which an agent vouches for a node whose kubelet is silent:
+where the API server was away, nodes are Unknown for a moment though nothing happened to them."""
 NODE_INDEX_LAG = 10.0
 """Seconds that a node may be missing from the snapshot after a Pod was seen on it: nodes and Pods are not read at one
 moment, and an autoscaler's node is new."""
@@ -118,16 +121,22 @@ def newest_pods(pods: Iterable[PodView]) -> dict[int, PodView]:
     return newest
 
 
-def node_trouble(name: str, nodes: dict[str, NodeView], tolerations: tuple[Toleration, ...]) -> str | None:
-    """Why Pods on this node can't go on, as a sentence; None where they can or nodes can't be read."""
+def node_trouble(
+    name: str, nodes: dict[str, NodeView], tolerations: tuple[Toleration, ...], *, heard: bool = False
+) -> str | None:
+    """Why Pods on this node can't go on, as a sentence; None where they can or nodes can't be read.
+
+    Args:
+        heard: an agent there still answers, so that a kubelet that is silent is not taken for a dead node.
+    """
     if not nodes:
         return None
     node = nodes.get(name)
     if node is None:
         return f"node {name} is gone"
-    if node.ready is None:
+    if node.ready is None and not heard:
         return f"node {name} is Unknown: its kubelet is silent"
-    if not node.ready:
+    if node.ready is False:
         return f"node {name} is NotReady"
     for taint in node.noexecute_taints:
         if taint in OWN_TOLERATIONS or not any(_tolerates(t, taint) for t in tolerations):
@@ -164,14 +173,21 @@ def _member(
         pod=pod,
         lease=lease,
         stale=speaks and lease is not None and lease.age >= stale_after,
-        loss=_loss(snapshot, pod, name, report.node if report and report.incarnation == last else ""),
+        loss=_loss(
+            snapshot,
+            pod,
+            name,
+            report.node if report and report.incarnation == last else "",
+            heard=speaks and lease is not None and lease.age < AGENT_HEARD,
+        ),
         last_incarnation=last,
     )
 
 
-def _loss(snapshot: Snapshot, pod: PodView | None, name: str, node_before: str) -> Loss | None:
+def _loss(snapshot: Snapshot, pod: PodView | None, name: str, node_before: str, *, heard: bool) -> Loss | None:
     node = pod.node if pod else node_before
-    trouble = node_trouble(node, snapshot.nodes, snapshot.spec.workers.tolerations) if node else None
+    tolerations = snapshot.spec.workers.tolerations
+    trouble = node_trouble(node, snapshot.nodes, tolerations, heard=heard) if node else None
     if trouble and node not in snapshot.nodes and pod is not None and pod.age < NODE_INDEX_LAG:
         trouble = None
     if pod is not None and pod.phase == "Succeeded":

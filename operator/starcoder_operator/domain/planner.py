@@ -50,6 +50,8 @@ WATCH_PROGRESS, WATCH_PROGRESS_LARGE, LARGE = 5.0, 12.0, 64
 LOOK_AT_SERVER = 30.0
 """Seconds between looks at what nobody watches: whether the server has PodGroups now."""
 LOOK_AT_SILENT = 5.0
+LOOK_AT_UNKNOWN = 1.0
+"""Seconds between looks at an agent whose node's kubelet is silent."""
 LOOK_AT_AVOIDED = 15.0
 """Seconds between looks at nodes that a waiting Pod avoids."""
 
@@ -287,6 +289,10 @@ def _state(snapshot: Snapshot, decision: Decision, claims: tuple[Claim, ...]) ->
     return "Starting" if said["Accepted"].holds and said["Scheduled"].holds else "Pending"
 
 
+def _is_unknown(snapshot: Snapshot, node: str) -> bool:
+    return node in snapshot.nodes and snapshot.nodes[node].ready is None
+
+
 def _look_again(
     snapshot: Snapshot,
     members: tuple[MemberView, ...],
@@ -299,6 +305,8 @@ def _look_again(
     ages = [m.lease.age for m in members if m.live and m.lease is not None]
     if ages:
         looks.append(max(0.5, stale_after - max(ages) + 0.1))
+    if ages and any(m.live and _is_unknown(snapshot, m.node) for m in members):
+        looks.append(LOOK_AT_UNKNOWN)
     if isinstance(decision, Go | Stay) and not (_is_held(snapshot) and isinstance(decision, Stay)):
         looks.append(WATCH_PROGRESS if len(members) < LARGE else WATCH_PROGRESS_LARGE)
     if isinstance(decision, AwaitCause):
