@@ -152,8 +152,8 @@ def test_an_image_named_wrongly_is_mended_by_naming_it_rightly(start: Any) -> No
 
 def test_gpus_that_do_not_exist_are_told_with_the_scheduler_s_words_and_mended_by_the_spec(start: Any) -> None:
     run = start("no-gpus", workers__gpuResource="example.com/gpu")
-    condition = told(run, "Scheduled", "Unschedulable")
-    assert "example.com/gpu" in condition["message"]
+    told(run, "Scheduled", "Unschedulable")
+    until(lambda: "example.com/gpu" in run.condition("Scheduled")["message"], "what the nodes lack", SOON)
     run.apply(workers__gpuResource="nvidia.com/gpu")
     run.until_state("Running", "Succeeded")
 

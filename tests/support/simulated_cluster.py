@@ -317,6 +317,8 @@ class SimulatedCluster:
         for pod in pods:
             node = chosen.get(pod.view.name, "")
             message = "" if node else "0 nodes are available: too few nvidia.com/gpu"
+            if message and needed and pod is pods[0]:  # as Kubernetes 1.37 tells the Pod that it tried first
+                message = f"minCount ({needed}) cannot be satisfied: 0 scheduled, 1 remaining"
             pod.view = replace(pod.view, node=node, scheduled=bool(node), unschedulable_message=message)
         if group and chosen:
             self.groups[group] = replace(self.groups[group], scheduled=True)

@@ -146,6 +146,7 @@ def test_a_gang_without_room_waits_whole_and_starts_when_there_is_some() -> None
     run = make_run().workers(3).on_nodes(2).until_quiet(10)
     assert run.said("Scheduled") == ("False", reasons.UNSCHEDULABLE)
     assert "0 of 3 Pods" in run.condition("Scheduled").message
+    assert "too few nvidia.com/gpu" in run.condition("Scheduled").message
     assert run.status.state == "Pending"
     run.node_returns("node-new").training()
     assert run.pods == ["a-w0-0", "a-w1-0", "a-w2-0"]

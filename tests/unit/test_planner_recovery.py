@@ -26,6 +26,18 @@ def test_a_lost_connection_is_put_down_to_the_node_that_is_found_lost_later(memb
     assert run.training().status.restarts.total == 1
 
 
+def test_a_lost_connection_is_put_down_to_the_lost_node_where_the_operator_died_before_it_held_the_next() -> None:
+    run = make_run().workers(3).on_nodes(4).training()
+    node = run.pod(1).view.node
+    run.node_dies(node, noticed=False).until(lambda s: "PeerLost" in [c.reason for c in s.conditions])
+    run.waits(AWAIT_CAUSE)
+    snapshot = run.snapshot
+    run.cluster.write_status(snapshot, plan(snapshot).status)
+    assert (run.status.attempt, run.status.restarts.by_cause, run.phase) == (2, {"Peer": 1}, "run")
+    run.waits(HEARTBEAT_STALE).training()
+    assert run.status.restarts.by_cause == {"AgentUnresponsive": 1}
+
+
 def test_a_lost_connection_waits_a_moment_for_its_cause_and_judges_nothing_meanwhile() -> None:
     run = make_run().workers(2).training().worker_fails(1, "Peer").passes()
     assert run.said("Training") == ("Unknown", reasons.PEER_LOST)

@@ -78,9 +78,9 @@ def decide(snapshot: Snapshot, members: tuple[MemberView, ...], config_json: str
     if current is None:
         # An agent that has seen an attempt run forms it no more, so one that may have been written is passed over.
         number = next_attempt(snapshot) if any(_reports(snapshot)) or not recorded else recorded
-        return Hold(held(snapshot, members, number), "the first assignment is written")
+        return Hold(held(snapshot, members, number), "the first assignment is written", _explanation(snapshot, members))
     if current.attempt < recorded:
-        return Hold(held(snapshot, members, recorded), "recorded, not yet written")
+        return Hold(held(snapshot, members, recorded), "recorded, not yet written", _explanation(snapshot, members))
     if current.phase == "stop":
         return Hold(held(snapshot, members, next_attempt(snapshot)), "the run goes on")
     if current.phase == "hold":
@@ -136,7 +136,7 @@ def _while_held(
         return Finished()
     if all_silent(members):
         return Unclear()
-    found = _explanation(snapshot, members, current)
+    found = _explanation(snapshot, members)
     why = _broken(snapshot, members, current, config_json)
     if why:
         return Hold(held(snapshot, members, next_attempt(snapshot)), why, found)
@@ -190,13 +190,19 @@ def _filled_in(members: tuple[MemberView, ...], current: Assignment) -> Assignme
     return replace(current, members=kept)
 
 
-def _explanation(snapshot: Snapshot, members: tuple[MemberView, ...], current: Assignment) -> Failure | None:
-    """A lost member explains an attempt that ended because of its peers."""
-    last = snapshot.status.last_failure
-    if last is None or last.cause != Cause.PEER or not snapshot.status.restarts.by_cause.get(Cause.PEER):
+def _explanation(snapshot: Snapshot, members: tuple[MemberView, ...]) -> Failure | None:
+    """A lost member that took part explains a charged attempt that ended because of its peers."""
+    status = snapshot.status
+    last = status.last_failure
+    if last is None or last.cause != Cause.PEER or not status.restarts_without_progress:
         return None
-    listed = {p.index for p in current.members if p.boot_id}
-    return failure.primary(f for m in members if m.index in listed and (f := failure.lost(m)) is not None)
+    return failure.primary(f for m in members if _took_part(m) and (f := failure.lost(m)) is not None)
+
+
+def _took_part(member: MemberView) -> bool:
+    """The newest Pod's agent has been in an attempt."""
+    report = member.lease.report if member.lease else None
+    return report is not None and report.incarnation == member.last_incarnation and report.attempt > 0
 
 
 def _waits_for(members: tuple[MemberView, ...], current: Assignment) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
@@ -17,6 +18,8 @@ from .snapshot import Snapshot
 REFUSALS = ("forbidden", "exceeded quota", "denied", "is there already")
 """Words of refusals that say nothing against the Pod itself: quota, Pod security, admission, a foreign object."""
 LEDGER_PROBLEMS = ("CheckpointForeign", "CheckpointLost")
+NAMES_NODES = "nodes are available"
+"""In the scheduler's messages that say what the nodes lack."""
 GANG_NONE = "or set `scheduling.gang: None` to have the Pods placed one by one"
 
 
@@ -59,12 +62,19 @@ def _why_not_scheduled(
     if told is not None and _waits_to_try(snapshot, placement):
         return told.reason, told.message
     waiting = [m.pod for m in members if m.pod is not None and m.loss is None and not m.pod.scheduled]
-    why = next((pod.unschedulable_message for pod in waiting if pod.unschedulable_message), "")
+    why = _schedulers_words(pod.unschedulable_message for pod in waiting if pod.unschedulable_message)
     if not why and waiting and snapshot.gang is not None and snapshot.gang.scheduled is False:
         why = snapshot.gang.message
     if why:
         return reasons.UNSCHEDULABLE, f"{placed} have a node, the others find no room: {why}"
     return reasons.WAITING_FOR_SCHEDULER, f"{placed} have a node"
+
+
+def _schedulers_words(messages: Iterable[str]) -> str:
+    """The message that says most: of a gang some Pods are told what nodes lack, others only that it is not whole."""
+    heard = Counter(messages)
+    telling = {message: times for message, times in heard.items() if NAMES_NODES in message} or heard
+    return min(telling, key=lambda message: (-telling[message], message), default="")
 
 
 def _waits_to_try(snapshot: Snapshot, placement: Placement | None) -> bool:
