@@ -105,6 +105,16 @@ BAD: dict[str, Bad] = {
         {"training__globalBatchSize": 2},
         "spec.training.globalBatchSize: 2 is smaller than microBatchSize 2 x data parallelism 2 = 4",
     ),
+    "min-replicas-above-replicas": Bad(
+        {"elasticity__minReplicas": 3}, "spec.elasticity.minReplicas: 3 is larger than workers.replicas 2"
+    ),
+    "min-replicas-without-a-layout": Bad(
+        {"elasticity__minReplicas": 1, "parallelism__pipeline": 2},
+        "spec.elasticity.minReplicas: 1 x 2 GPUs = 2 is not divisible by parallelism tensor 2 x pipeline 2 = 4",
+    ),
+    "patience-zero": Bad(
+        {"elasticity__patience": "0m0s"}, "spec.elasticity.patience: 0m0s is no time, expected 1s or more"
+    ),
     "min-lr-above-lr": Bad(
         {"training__optimizer__minLr": 0.5}, "spec.training.optimizer.minLr: 0.5 is larger than lr 0.001"
     ),
@@ -175,6 +185,11 @@ OUT_OF_RANGE: dict[str, tuple[dict[str, Any], str, str]] = {
     "keep-none": ({"checkpoint__keepLast": 0}, "spec.checkpoint.keepLast", "greater than or equal to 1"),
     "no-gpus": ({"workers__gpusPerWorker": 0}, "spec.workers.gpusPerWorker", "greater than or equal to 1"),
     "no-replicas": ({"workers__replicas": 0}, "spec.workers.replicas", "greater than or equal to 1"),
+    "min-replicas-none": ({"elasticity__minReplicas": 0}, "spec.elasticity.minReplicas", "greater than or equal to 1"),
+    "spares-negative": ({"elasticity__spares": -1}, "spec.elasticity.spares", "greater than or equal to 0"),
+    "patience-without-unit": ({"elasticity__patience": "60"}, "spec.elasticity.patience", "60"),
+    "interval-of-days": ({"elasticity__growBack__interval": "2d"}, "spec.elasticity.growBack.interval", "2d"),
+    "no-duration": ({"elasticity__patience": ""}, "spec.elasticity.patience", "at least 2 char"),
     "precision": ({"training__precision": "fp16"}, "spec.training.precision", "fp16"),
     "gang": ({"scheduling__gang": "Magic"}, "spec.scheduling.gang", "Magic"),
     "quantity": ({"workers__sharedMemory": "64 apples"}, "spec.workers.sharedMemory", "64 apples"),

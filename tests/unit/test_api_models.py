@@ -53,6 +53,22 @@ def test_quantities_may_be_numbers():
     assert resources.requests == {"cpu": "32", "memory": "400Gi"}
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30s", 30), ("5m", 300), ("1h30m", 5400), ("2h0m1s", 7201), ("0s", 0), ("999999h", 3599996400)],
+)
+def test_a_duration_says_its_seconds_and_is_written_as_it_was_said(text, seconds):
+    patience = run(elasticity__patience=text).spec.elasticity.patience
+    assert patience.seconds == seconds
+    assert run(elasticity__patience=text).to_dict()["spec"]["elasticity"]["patience"] == text
+
+
+def test_a_run_does_not_shrink_unless_it_is_told_how_far():
+    elasticity = run().spec.elasticity
+    assert (elasticity.min_replicas, elasticity.spares) == (None, 0)
+    assert (elasticity.patience.seconds, elasticity.grow_back.interval.seconds) == (60, 1800)
+
+
 def test_defaults_are_the_documented_ones():
     spec = run().spec
     assert spec.checkpoint.every_iterations == 250

@@ -75,6 +75,7 @@ def read(path: Path, overrides: Sequence[str], workers: int) -> StarCoderRun:
         _override(document, override)
     spec = document.setdefault("spec", {})
     if isinstance(spec, dict) and isinstance(spec.setdefault("workers", {}), dict):
+        spec.pop("elasticity", None)
         spec["workers"] |= {"replicas": 1, "gpusPerWorker": workers}
     try:
         run = read_run(document)

@@ -131,6 +131,29 @@ def batch_feeds_every_replica(spec: StarCoderRunSpec) -> Violations:
         )
 
 
+def min_replicas_is_within(spec: StarCoderRunSpec) -> Violations:
+    least, replicas = spec.elasticity.min_replicas, spec.workers.replicas
+    if least is not None and least > replicas:
+        yield Violation("spec.elasticity.minReplicas", str(least), f"is larger than workers.replicas {replicas}")
+
+
+def min_replicas_have_a_layout(spec: StarCoderRunSpec) -> Violations:
+    least, gpus = spec.elasticity.min_replicas, spec.workers.gpus_per_worker
+    if least is not None and least * gpus % model_parallel(spec):
+        yield Violation(
+            "spec.elasticity.minReplicas",
+            f"{least} x {gpus} GPUs = {least * gpus}",
+            f"is not divisible by parallelism tensor {spec.parallelism.tensor} x pipeline {spec.parallelism.pipeline} "
+            f"= {model_parallel(spec)}",
+        )
+
+
+def patience_is_some_time(spec: StarCoderRunSpec) -> Violations:
+    patience = spec.elasticity.patience
+    if patience.seconds == 0:
+        yield Violation("spec.elasticity.patience", patience, "is no time, expected 1s or more")
+
+
 def learning_rate_falls(spec: StarCoderRunSpec) -> Violations:
     peak, last = learning_rates(spec)
     if last > peak:
@@ -233,6 +256,9 @@ RULES: tuple[Callable[[StarCoderRunSpec], Violations], ...] = (
     samples_fit_positions,
     batch_is_whole_micro_batches,
     batch_feeds_every_replica,
+    min_replicas_is_within,
+    min_replicas_have_a_layout,
+    patience_is_some_time,
     learning_rate_falls,
     warmup_ends,
     endpoint_is_http,

@@ -1,5 +1,6 @@
 """starcoder.dev/v1alpha1: the models here are the only source of the schema (crds/) and of docs/reference/."""
 
+from .base import Duration
 from .model import PRESETS, Preset, PresetName, Shape
 from .run import GROUP, KIND, PLURAL, SHORT_NAME, VERSION, InvalidRun, StarCoderRun, StarCoderRunSpec, read_run
 from .status import (
@@ -26,6 +27,7 @@ __all__ = [
     "CheckpointStatus",
     "Condition",
     "ConditionType",
+    "Duration",
     "InvalidRun",
     "LastFailure",
     "LayoutStatus",

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    StringConstraints,
+    WithJsonSchema,
+)
 from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema, core_schema
 
 QUANTITY = (
     r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$"
@@ -45,6 +55,28 @@ Quantity = Annotated[
     WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY, "maxLength": 64}),
 ]
 """Kubernetes quantity such as `64Gi`, `500m` or `32`."""
+
+DURATION = r"^([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?$"
+
+
+class Duration(str):
+    """Length of time in whole hours, minutes and seconds, such as `30s`, `5m` or `1h30m`; CEL's duration() reads it."""
+
+    __slots__ = ()
+
+    @property
+    def seconds(self) -> int:
+        found = re.fullmatch(DURATION, self)
+        assert found, f"{self!r} was never validated"
+        hours, minutes, seconds = (int(part[:-1]) if part else 0 for part in found.groups())
+        return 3600 * hours + 60 * minutes + seconds
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        text = core_schema.str_schema(pattern=DURATION, min_length=2, max_length=21)
+        plain = core_schema.plain_serializer_function_ser_schema(str.__str__, return_schema=core_schema.str_schema())
+        return core_schema.no_info_after_validator_function(cls, text, serialization=plain)
+
 
 Schemaless = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True})]
 """Any object; the API server checks it where it is used, not here."""

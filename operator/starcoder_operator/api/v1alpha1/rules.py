@@ -70,6 +70,7 @@ SHAPE = {
 }
 
 GPUS = "(self.workers.replicas * self.workers.gpusPerWorker)"
+MIN_REPLICAS = "(has(self.elasticity.minReplicas) ? self.elasticity.minReplicas : self.workers.replicas)"
 MODEL_PARALLEL = "(self.parallelism.tensor * self.parallelism.pipeline)"
 SPEC = SHAPE | {
     "replicas": "self.workers.replicas",
@@ -78,6 +79,8 @@ SPEC = SHAPE | {
     "tensor": "self.parallelism.tensor",
     "pipeline": "self.parallelism.pipeline",
     "modelParallel": MODEL_PARALLEL,
+    "minReplicas": MIN_REPLICAS,
+    "minGpus": f"({MIN_REPLICAS} * self.workers.gpusPerWorker)",
     "data": f"({GPUS} / {MODEL_PARALLEL})",
     "sequenceLength": f"(has(self.data.sequenceLength) ? self.data.sequenceLength : {SHAPE['maxSequenceLength']})",
     "batch": "self.training.globalBatchSize",
@@ -151,6 +154,27 @@ def layout_rules() -> Iterator[Rule]:
         "{sequenceLength} <= {maxSequenceLength}",
         "spec.data.sequenceLength: {sequenceLength} is longer than the model's maxSequenceLength {maxSequenceLength}",
         SPEC,
+    )
+
+
+def elasticity_rules() -> Iterator[Rule]:
+    yield rule(
+        "spec",
+        "{minReplicas} <= {replicas}",
+        "spec.elasticity.minReplicas: {minReplicas} is larger than workers.replicas {replicas}",
+        SPEC,
+    )
+    yield rule(
+        "spec",
+        "!has(self.elasticity.minReplicas) || {minGpus} % {modelParallel} == 0",
+        "spec.elasticity.minReplicas: {minReplicas} x {gpusPerWorker} GPUs = {minGpus} is not divisible by parallelism "
+        "tensor {tensor} x pipeline {pipeline} = {modelParallel}",
+        SPEC,
+    )
+    yield rule(
+        "spec.elasticity.patience",
+        "duration(self) > duration('0s')",
+        "spec.elasticity.patience: {self} is no time, expected 1s or more",
     )
 
 
@@ -290,6 +314,7 @@ def rules() -> tuple[Rule, ...]:
     return (
         *name_rules(),
         *layout_rules(),
+        *elasticity_rules(),
         *training_rules(),
         *place_rules(),
         *pod_rules(),

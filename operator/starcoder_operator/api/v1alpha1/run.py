@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError
 
 from .base import ApiModel
 from .data import Data
+from .elasticity import Elasticity
 from .model import Model
 from .status import StarCoderRunStatus
 from .storage import Checkpoint, FailurePolicy, Scheduling, Storage
@@ -29,6 +30,7 @@ class StarCoderRunSpec(ApiModel):
     training: Training
     parallelism: Parallelism = Parallelism()
     workers: Workers
+    elasticity: Elasticity = Elasticity()
     scheduling: Scheduling = Scheduling()
     checkpoint: Checkpoint
     storage: Storage = Storage()
