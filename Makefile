@@ -4,7 +4,7 @@ PY := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE = 1
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo demo-down test test-unit test-property test-integration test-e2e lint format crds requirements images cluster-up cluster-down clean
+.PHONY: help setup demo demo-down test test-unit test-property test-integration test-e2e bench-failover lint format crds requirements images cluster-up cluster-down clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -32,6 +32,9 @@ test-integration: setup ## Against a real API server, etcd and S3 server
 
 test-e2e: setup ## On the dev cluster (root, Linux)
 	$(PY) -m pytest tests/e2e
+
+bench-failover: setup ## Seconds from a fault to training again, beside a plain Job under torchrun; JSON lines
+	@$(PY) -m bench.failover $(if $(TRIALS),--trials $(TRIALS)) $(ARGS)
 
 lint: setup ## ruff, mypy --strict, import-linter, generated files up to date
 	.venv/bin/ruff check .

@@ -110,6 +110,12 @@ class Run:
         pods = [p for p in self.pods() if p["metadata"]["labels"][names.LABEL_MEMBER] == str(member)]
         return str(pods[-1]["spec"]["nodeName"])
 
+    def nodes_ready(self) -> bool:
+        """Every node of the cluster is Ready."""
+        nodes = json.loads(self.cluster.kubectl("get", "nodes", "-o", "json").stdout)["items"]
+        ready = [c["status"] for n in nodes for c in n["status"]["conditions"] if c["type"] == "Ready"]
+        return len(nodes) == len(self.cluster.nodes) and all(status == "True" for status in ready)
+
     def events(self) -> list[Document]:
         found: Document = json.loads(self.kubectl("get", "events", "-o", "json"))
         return [e for e in found["items"] if e["involvedObject"].get("name") == self.name]

@@ -79,7 +79,7 @@ def form(meeting: Meeting, timeout_seconds: float) -> None:
         dist.barrier()
         # It formed; from here on a neighbour may be long over a save.
         dist.distributed_c10d.set_timeout(COLLECTIVE_TIMEOUT)
-        _form_megatron_groups(meeting.layout)
+        form_model_parallel(meeting.layout)
     except (RuntimeError, ValueError, OSError) as e:
         raise FormationError(
             f"rank {meeting.rank} of {meeting.layout.world_size} did not join at {meeting.address}:{meeting.port} "
@@ -87,7 +87,8 @@ def form(meeting: Meeting, timeout_seconds: float) -> None:
         ) from e
 
 
-def _form_megatron_groups(layout: Layout) -> None:
+def form_model_parallel(layout: Layout) -> None:
+    """megatron's groups and random number tracker; the process group must be there."""
     from megatron.core import parallel_state, tensor_parallel
 
     parallel_state.initialize_model_parallel(

@@ -1,0 +1,146 @@
+"""`make bench-failover`: faults on the dev cluster, ours and the baseline by turns; JSON lines on stdout.
+
+The cluster is its own (`--name`), with the node monitor's stock settings. `--cases` picks some, `--trials` says how
+many of ours, `--baseline-trials` how many of the baseline's; 0 leaves it out. Ctrl-C removes the cluster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.line import Baseline, Sample, line, medians
+from devcluster.cluster import Cluster, Options
+from examples.demo import stages
+from tests.support.cluster import Run, until
+
+from . import baseline, ours
+from .ours import Trial
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    goal: float
+    fault: ours.Fault
+    spec: dict[str, Any] = field(default_factory=dict)
+    baseline: Callable[[baseline.Torchrun, int], Trial] | None = None
+
+
+CASES = (
+    Case("worker-crash", 2.0, ours.worker_crash, {}, baseline.crash_trial),
+    Case("pod-delete", 15.0, ours.pod_delete),
+    Case("node-kill-spare", 6.0, ours.node_kill, {"elasticity__spares": 1}),
+    Case("node-kill", 15.0, ours.node_kill, {}, baseline.node_trial),
+    Case("operator-and-node", 25.0, ours.operator_and_node, {"elasticity__spares": 1}),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.failover", description=__doc__)
+    parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--baseline-trials", type=int, default=3)
+    parser.add_argument("--cases", nargs="*", default=[c.name for c in CASES], choices=[c.name for c in CASES])
+    parser.add_argument("--name", default="bench", help="of the cluster")
+    parser.add_argument("--keep", action="store_true", help="leave the cluster up")
+    args = parser.parse_args(argv)
+    cluster = Cluster(args.name)
+    try:
+        _prepare(cluster)
+        for case in CASES:
+            if case.name in args.cases:
+                _case(cluster, case, args.trials, args.baseline_trials)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+    finally:
+        if not args.keep:
+            cluster.down()
+    return 0
+
+
+def _prepare(cluster: Cluster) -> None:
+    _say("dev cluster: 4 nodes x 2 simulated GPUs, stock node monitor")
+    with contextlib.redirect_stdout(sys.stderr):
+        cluster.up(Options(nodes=4, gpus_per_node=2))
+        digests = stages.images_in(cluster)
+        stages.install(cluster, digests["operator"])
+        stages.storage(cluster)
+        stages.start_data(cluster)
+    until(lambda: stages.job_ended(stages.job(cluster)), "the prepare Job ends", dump=lambda: stages.job_log(cluster))
+
+
+def _case(cluster: Cluster, case: Case, trials: int, baseline_trials: int) -> None:
+    done = [*_trials(case.name, trials, _ours(cluster, case))] if trials else []
+    beside = None
+    if case.baseline is not None and baseline_trials:
+        job = baseline.Torchrun(cluster)
+        job.start()
+        try:
+            other = [*_trials(f"{case.name}, torchrun", baseline_trials, _theirs(case.baseline, job))]
+        finally:
+            job.delete()
+        beside = Baseline(baseline.TITLE, _sample(other))
+    if not done:
+        return
+    stages_of = medians([t.stages for t in done if t.stages])
+    print(
+        line(f"failover/{case.name}", "s", _sample(done), goal=case.goal, baseline=beside, stages=stages_of), flush=True
+    )
+    again = Sample(tuple(float(t.iterations_again) for t in done if not t.censored) or (0.0,))
+    print(line(f"failover/{case.name}/iterations-again", "iterations", again), flush=True)
+
+
+def _ours(cluster: Cluster, case: Case) -> Callable[[int], Trial]:
+    running: list[Run] = []
+
+    def trial(number: int) -> Trial:
+        if not running:
+            cluster.kubectl("-n", stages.NAMESPACE, "delete", "scr", "--all", "--wait=true", timeout=180)
+            running.append(ours.start(cluster, case.name, **case.spec))
+            ours.whole(running[0], 0)
+        outcome = ours.trial(running[0], case.fault, number)
+        if outcome.censored:
+            running.clear()
+        return outcome
+
+    return trial
+
+
+def _theirs(fault: Callable[[baseline.Torchrun, int], Trial], job: baseline.Torchrun) -> Callable[[int], Trial]:
+    def trial(number: int) -> Trial:
+        if number:
+            began = time.time()
+            job.whole(began)
+        return fault(job, number)
+
+    return trial
+
+
+def _trials(name: str, count: int, trial: Callable[[int], Trial]) -> Sequence[Trial]:
+    done = []
+    for number in range(count):
+        outcome = trial(number)
+        done.append(outcome)
+        said = f"censored at {outcome.seconds:.0f} s" if outcome.censored else f"{outcome.seconds:.2f} s"
+        _say(
+            f"{name} {number + 1}/{count}: {said}, {outcome.iterations_again} iterations again, {outcome.stages or {}}"
+        )
+    return done
+
+
+def _sample(trials: Sequence[Trial]) -> Sample:
+    return Sample(tuple(t.seconds for t in trials), sum(t.censored for t in trials))
+
+
+def _say(what: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""The trainer's model, data, loop and checkpoint format under plain torchrun: no agent, no operator.
+
+Runs in the trainer image as `python -m torch.distributed.run … torchrun_train.py CONFIG`, where CONFIG is a file with
+the run's `TrainingConfig` as JSON. Every start claims the ledger for the second it starts in, and resumes from the
+newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    from starcoder_trainer import preload
+
+    assert preload
+    import torch.distributed as dist
+
+    from starcoder_trainer.agent.ledger import Claimed, Ledger, reference
+    from starcoder_trainer.assemble import assemble
+    from starcoder_trainer.checkpoint.load import load
+    from starcoder_trainer.contract import names
+    from starcoder_trainer.contract.assignment import CheckpointRef, Layout
+    from starcoder_trainer.contract.config import TrainingConfig
+    from starcoder_trainer.data.dataset import open_dataset
+    from starcoder_trainer.loop import StepDone, Training, train
+    from starcoder_trainer.model import cpu
+    from starcoder_trainer.process_group import form_model_parallel
+    from starcoder_trainer.storage.open import open_store
+
+    config = TrainingConfig.from_json(Path(sys.argv[1]).read_text())
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    scratch = Path(os.environ["TMPDIR"])
+    cpu.prepare()
+    dist.init_process_group("gloo")
+    tensor, pipeline = config.parallelism.tensor, config.parallelism.pipeline
+    layout = Layout(tensor, pipeline, world // (tensor * pipeline), config.parallelism.sequence)
+    form_model_parallel(layout)
+
+    def open_uri(uri: str) -> Any:
+        return open_store(uri, config.storage, Path(names.CREDENTIALS_DIR))
+
+    store = open_uri(config.checkpoint.uri)
+    ledger, attempt, checkpoint = None, int(time.time()), None
+    if rank == 0:
+        ledger = Ledger(store, config.run, f"torchrun-{attempt}", config.checkpoint.keep_last)
+        claimed = ledger.claim(attempt, "Own")
+        assert isinstance(claimed, Claimed), claimed
+        entry = ledger.choose(claimed.head).entry
+        checkpoint = reference(entry) if entry else None
+    told: list[Any] = [attempt, checkpoint]
+    dist.broadcast_object_list(told, src=0)
+    attempt, checkpoint = told[0], told[1]
+    assert checkpoint is None or isinstance(checkpoint, CheckpointRef)
+
+    model, optimizer = assemble(config, fresh=checkpoint is None)
+    position = load(config, model, optimizer, store, checkpoint) if checkpoint else None
+    training = Training(
+        config,
+        model,
+        optimizer,
+        open_dataset(config, open_uri, scratch / "data"),
+        position.iteration if position else 0,
+    )
+    logging.info("iteration %d of %d; torchrun", training.iteration, config.training.iterations)
+
+    def on_step(done: StepDone) -> None:
+        if int(os.environ["LOCAL_RANK"]) == 0:
+            logging.info("iteration %d/%d | loss %r", done.iteration, config.training.iterations, done.loss)
+
+    def save() -> None:
+        """Blocking, as a script of one's own does it: write, upload, wait for each other, list it."""
+        _upload(_write(training, layout, attempt, rank, scratch), store, rank, world)
+        dist.barrier()
+        if ledger is not None:
+            ledger.commit(attempt, training.iteration)
+        dist.barrier()
+
+    train(training, on_step, save)
+    dist.barrier()
+
+
+def _write(training: Any, layout: Any, attempt: int, rank: int, scratch: Path) -> Any:
+    from starcoder_trainer.checkpoint.common import Position, describe
+    from starcoder_trainer.checkpoint.live import live_pieces
+    from starcoder_trainer.checkpoint.save import directory_of, save
+    from starcoder_trainer.contract.worker import Saved
+
+    step = training.iteration
+    directory = directory_of(scratch, attempt, step)
+    position = Position(step, training.consumed_samples, training.optimizer.steps)
+    size = save(
+        directory,
+        live_pieces(training.model, training.optimizer),
+        attempt=attempt,
+        step=step,
+        rank=rank,
+        common=describe(training.config, layout, position),
+    )
+    return Saved(attempt, rank, step, str(directory), 0.0, size)
+
+
+def _upload(saved: Any, store: Any, rank: int, world: int) -> None:
+    from starcoder_trainer.agent.machine import Upload
+    from starcoder_trainer.agent.upload import delete_local, upload_shard
+
+    job = Upload(saved.attempt, saved.step, world, (saved,))
+    upload_shard(store, rank, job)
+    delete_local(job)
+
+
+if __name__ == "__main__":
+    main()
