@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -119,6 +119,17 @@ def test_the_lowest_rank_tells_what_each_iteration_came_to(
     assert [s.learning_rate for s in steps[:2]] == pytest.approx([5e-4, 1e-3])
 
 
+def test_seconds_of_all_iterations_are_told_with_each_that_is_logged(
+    trained: tuple[Path, list[Message], dict[int, Exited]],
+) -> None:
+    said = trained[1]
+    steps = {m.iteration: m for m in said if isinstance(m, Step)}
+    assert steps[6].data_seconds == pytest.approx(sum(s.seconds["data"] for s in steps.values()))
+    saved = next(m for m in said if isinstance(m, Saved) and (m.step, m.rank) == (3, 0))
+    assert [steps[i].checkpoint_seconds for i in range(1, 7)] == [0.0] * 3 + [saved.seconds] * 3
+    assert all(m.loading_seconds > 0 for m in said if isinstance(m, Started))
+
+
 def test_workers_are_forks_that_import_nothing(
     server: Server, trained: tuple[Path, list[Message], dict[int, Exited]]
 ) -> None:
@@ -138,6 +149,17 @@ def test_a_second_attempt_resumes_bitwise_from_what_the_first_saved(
     assert {e.exit_code for e in ended.values()} == {exits.OK}
     assert {m.iteration for m in again if isinstance(m, Started)} == {3}
     assert losses(again) == losses(said)[3:]
+
+
+def test_the_first_iteration_of_an_attempt_is_logged_however_seldom_the_others_are(
+    server: Server, trained: tuple[Path, list[Message], dict[int, Exited]]
+) -> None:
+    folder = trained[0]
+    seldom = config(folder)
+    seldom = replace(seldom, training=replace(seldom.training, log_every_iterations=5))
+    server.start(seldom, folder, attempt=4, checkpoint=commit(folder, 1, 3, LAYOUT.world_size))
+    said, _ = server.until_all_exited(LAYOUT.world_size)
+    assert [m.iteration for m in said if isinstance(m, Step)] == [4, 5, 6]
 
 
 def test_when_one_rank_is_killed_the_others_say_that_a_peer_went(server: Server, tmp_path: Path) -> None:

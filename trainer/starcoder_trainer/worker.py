@@ -59,6 +59,7 @@ class Worker:
         self._channel = channel
         self._listen_fd = listen_fd
         self._open_samples = samples
+        self._checkpoint_seconds = 0.0
 
     def send(self, message: Message) -> None:
         self._channel.sendall(encode_line(message))
@@ -94,6 +95,7 @@ class Worker:
         timings = _Timings()
         form(self._meeting(config), float(os.environ.get(ENV_FORMATION_SECONDS, FORMATION_SECONDS)))
         timings.lap("formed")
+        formed = time.monotonic()
         checkpoint = self.start.checkpoint
         model, optimizer = assemble(config, fresh=checkpoint is None)
         timings.lap("built")
@@ -107,7 +109,8 @@ class Worker:
         self.iteration = training.iteration
         log.info("iteration %d of %d; %s", training.iteration, config.training.iterations, timings)
         attention, _ = attention_backend(config)
-        self.send(Started(self.start.attempt, self.rank, training.iteration, attention))
+        loading = time.monotonic() - formed
+        self.send(Started(self.start.attempt, self.rank, training.iteration, attention, loading))
         train(training, self._on_step(config), lambda: self._save(training))
         # Nobody leaves while a neighbour still waits for its part of the last collective.
         dist.barrier()
@@ -147,7 +150,9 @@ class Worker:
             rank=self.rank,
             common=describe(training.config, self.start.layout, position),
         )
-        self.send(Saved(attempt, self.rank, step, str(directory), time.monotonic() - began, size))
+        seconds = time.monotonic() - began
+        self._checkpoint_seconds += seconds
+        self.send(Saved(attempt, self.rank, step, str(directory), seconds, size))
 
     def _on_step(self, config: TrainingConfig) -> Callable[[StepDone], None]:
         """Called after each iteration; the lowest rank of the Pod tells the agent."""
@@ -160,12 +165,16 @@ class Worker:
         peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         speaks = self.rank == min(self.start.ranks)
         since_logged: list[float] = []
+        resumed, data_seconds = self.iteration or 0, 0.0
 
         def on_step(done: StepDone) -> None:
+            nonlocal data_seconds
             self.iteration = done.iteration
+            data_seconds += done.seconds["data"]
             since_logged.append(done.seconds["total"])
-            last = done.iteration == schedule.iterations
-            if not speaks or (done.iteration % schedule.log_every_iterations and not last):
+            # The first one tells how long it took to train again, however seldom the others are logged.
+            always = done.iteration in (resumed + 1, schedule.iterations)
+            if not speaks or (done.iteration % schedule.log_every_iterations and not always):
                 return
             rate = len(since_logged) * schedule.global_batch_size * sequence / sum(since_logged)
             since_logged.clear()
@@ -193,6 +202,8 @@ class Worker:
                     tokens_per_second=rate,
                     seconds=done.seconds,
                     model_flops_utilisation=utilisation(flops, rate, self.start.layout.world_size, peak),
+                    data_seconds=data_seconds,
+                    checkpoint_seconds=self._checkpoint_seconds,
                 )
             )
 

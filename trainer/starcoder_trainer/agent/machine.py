@@ -10,6 +10,7 @@ import signal
 from dataclasses import dataclass, replace
 from typing import Any
 
+from starcoder_trainer.agent.stopwatch import Stopwatch
 from starcoder_trainer.contract.assignment import Assignment, Offer
 from starcoder_trainer.contract.config import TrainingConfig
 from starcoder_trainer.contract.report import Failure, Problem, Progress, Report, State, Verified
@@ -288,6 +289,7 @@ class Machine:
         self._storage_problem: Problem | None = None
         self._fenced_by: int | None = None
         self._progress: Progress | None = None
+        self._stopwatch = Stopwatch(now)
         self._superseded = False
         self._terminated = False
         self._quit = False
@@ -318,6 +320,7 @@ class Machine:
     def handle(self, event: Event) -> tuple[Action, ...]:
         """What to do now. Actions are carried out in order, their outcomes come back as events."""
         out: list[Action] = []
+        state = self._state
         match event:
             case Assigned(assignment=assignment, config=config):
                 self._assigned(assignment, config)
@@ -326,9 +329,9 @@ class Machine:
             case WorkersLost(failure=failure):
                 self._lost(failure, event.now)
             case WorkerStarted(message=message):
-                self._worker_started(message)
+                self._worker_started(message, event.now)
             case WorkerStepped(message=message):
-                self._worker_stepped(message)
+                self._worker_stepped(message, event.now)
             case WorkerSaved(message=message):
                 out += self._worker_saved(message)
             case WorkerExited(message=message):
@@ -365,7 +368,9 @@ class Machine:
                 pass
         self._tell_long_wait(event.now)
         self._finish()
-        out += self._drive()
+        if self._state == "done" and state != "done" and self._progress:
+            self._progress = replace(self._progress, spent=self._stopwatch.done(event.now))
+        out += self._drive(event.now)
         return tuple(out)
 
     # Events
@@ -391,16 +396,17 @@ class Machine:
         if workers and not workers.stopping and not self._terminated:
             self._fail(failure)
 
-    def _worker_started(self, message: Started) -> None:
+    def _worker_started(self, message: Started, now: float) -> None:
         if not self._running(message.attempt):
             return
         assert self._workers is not None
         self._workers.started |= {message.rank}
-        self._progress = replace(self._progress or Progress(), iteration=message.iteration)
+        spent = self._stopwatch.started(now, message.loading_seconds)
+        self._progress = replace(self._progress or Progress(), iteration=message.iteration, spent=spent)
         if self._workers.started >= self._workers.ranks and self._state == "starting":
             self._state = "training"
 
-    def _worker_stepped(self, message: Step) -> None:
+    def _worker_stepped(self, message: Step, now: float) -> None:
         if self._running(message.attempt):
             self._progress = Progress(
                 iteration=message.iteration,
@@ -408,6 +414,7 @@ class Machine:
                 consumed_tokens=message.consumed_tokens,
                 loss=message.loss,
                 tokens_per_second=message.tokens_per_second,
+                spent=self._stopwatch.stepped(now, message.data_seconds, message.checkpoint_seconds),
             )
 
     def _worker_saved(self, message: Saved) -> list[Action]:
@@ -488,7 +495,7 @@ class Machine:
             f"`kubectl logs {self.me.pod} -c worker`",
         )
 
-    def _drive(self) -> list[Action]:
+    def _drive(self, now: float) -> list[Action]:
         workers, assignment = self._workers, self._assignment
         if self._superseded or self._terminated:
             if workers and not workers.stopping:
@@ -515,6 +522,8 @@ class Machine:
         if self._workers is None and self._ready:
             self._enter(assignment, place)
             if assignment.phase == "run" and assignment.offer and self._last_started < assignment.attempt:
+                self._stopwatch.start(now)
+                self._progress = replace(self._progress, spent=None) if self._progress else None
                 out.append(self._start(assignment, assignment.offer, place))
         return out
 

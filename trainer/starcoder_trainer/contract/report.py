@@ -63,6 +63,29 @@ class Verified:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """Seconds of the present attempt by what they went into, by this agent's own clock. Together: from the moment that
+    its workers were asked for to the end of the last logged iteration, or of the attempt once that is done."""
+
+    forming: float = 0.0
+    """Workers started and the process group formed."""
+    loading: float = 0.0
+    """The model was built, the checkpoint loaded, the data opened."""
+    data: float = 0.0
+    """Iterations waited for samples, as this Pod's first rank did."""
+    checkpoint: float = 0.0
+    """Iterations stood still for checkpoints; at the end, until the last one was verified."""
+    compute: float = 0.0
+    """All else of the iterations."""
+    first_iteration: float | None = None
+    """How much of the last three the first iteration took; None until it is done."""
+
+    @property
+    def total(self) -> float:
+        return self.forming + self.loading + self.data + self.checkpoint + self.compute
+
+
+@dataclass(frozen=True)
 class Progress:
     iteration: int = 0
     """Iterations done."""
@@ -72,6 +95,8 @@ class Progress:
     """Mean over unmasked tokens of the last logged iteration."""
     tokens_per_second: float = 0.0
     """Of the whole gang."""
+    spent: Spent | None = None
+    """None until the workers of the attempt train."""
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,8 @@ class Started(Document):
     iteration: int
     attention: str = ""
     """Kernel in use, e.g. `flash-attn-3` or `sdpa`."""
+    loading_seconds: float = 0.0
+    """From the process group's formation: building the model, loading the checkpoint, opening the data."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,10 @@ class Step(Document):
     """data, forward_backward, optimizer, total."""
     model_flops_utilisation: float | None = None
     """Share of the device's peak, where the device is known."""
+    data_seconds: float = 0.0
+    """Of all iterations since `Started`, waiting for samples."""
+    checkpoint_seconds: float = 0.0
+    """Since `Started`, iterations standing still for checkpoints."""
 
 
 @dataclass(frozen=True)
