@@ -4,7 +4,7 @@ PY := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE = 1
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo demo-down test test-unit test-property test-integration test-e2e bench-failover lint format crds requirements images cluster-up cluster-down clean
+.PHONY: help setup demo demo-down test test-unit test-property test-integration test-e2e bench-failover soak lint format crds requirements images cluster-up cluster-down clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -35,6 +35,9 @@ test-e2e: setup ## On the dev cluster (root, Linux)
 
 bench-failover: setup ## Seconds from a fault to training again, beside a plain Job under torchrun; JSON lines
 	@$(PY) -m bench.failover $(if $(TRIALS),--trials $(TRIALS)) $(ARGS)
+
+soak: setup ## Random faults against a run for MINUTES (30), and a verdict at the end
+	@$(PY) -m bench.soak $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 lint: setup ## ruff, mypy --strict, import-linter, generated files up to date
 	.venv/bin/ruff check .

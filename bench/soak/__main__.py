@@ -1,0 +1,179 @@
+"""`make soak MINUTES=30`: random faults against a running run, then the same run undisturbed, then a verdict.
+
+The cluster is its own. `--seed` draws the same faults again (at other iterations: time is real). Ctrl-C removes the
+cluster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from devcluster.cluster import Cluster
+from devcluster.cluster import Options as ClusterOptions
+from examples.demo import stages
+from tests.support.cluster import Run, manifest, until
+
+from .faults import Fault, draw
+from .judge import History, Verdict, judge
+from .losses import Losses
+
+REPLICAS = 2
+SETTLE = 900.0
+"""Seconds within which the run must train again once the faults have stopped."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    minutes: float
+    pause: float
+    """Mean seconds between two faults."""
+    seed: int
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--pause", type=float, default=40, help="mean seconds between two faults")
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--name", default="soak", help="of the cluster")
+    args = parser.parse_args(argv)
+    cluster = Cluster(args.name)
+    try:
+        _prepare(cluster)
+        return _soak(cluster, Settings(args.minutes, args.pause, args.seed))
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+    finally:
+        cluster.down()
+
+
+def _prepare(cluster: Cluster) -> None:
+    _say("dev cluster: 4 nodes x 2 simulated GPUs, stock node monitor")
+    with contextlib.redirect_stdout(sys.stderr):
+        cluster.up(ClusterOptions(nodes=4, gpus_per_node=2))
+        stages.install(cluster, stages.images_in(cluster)["operator"])
+        stages.storage(cluster)
+        stages.start_data(cluster)
+    until(lambda: stages.job_ended(stages.job(cluster)), "the prepare Job ends", dump=lambda: stages.job_log(cluster))
+
+
+def _manifest(name: str, iterations: int) -> dict[str, Any]:
+    return manifest(
+        name,
+        training__iterations=iterations,
+        checkpoint__everyIterations=20,
+        elasticity={"spares": 1, "minReplicas": 1, "patience": "20s", "growBack": {"interval": "1m"}},
+    )
+
+
+def _soak(cluster: Cluster, settings: Settings) -> int:
+    run = Run(cluster, _manifest("soak", 10**6)).apply()
+    losses, history = Losses(cluster, run.name), History()
+    run.until_checkpoint()
+    try:
+        _disturb(cluster, run, losses, history, settings)
+        cluster.mend()
+        before = run.head().entries[-1].step
+        until(lambda: _seen(run, losses, history) > before + 20, "it trains on after the faults", SETTLE, run.describe)
+        last = run.status
+    finally:
+        losses.close()
+    end = max(losses.by_iteration)
+    _say(f"undisturbed, to iteration {end}")
+    run.delete()
+    calm = Run(cluster, _manifest("calm", end)).apply()
+    calm_losses = Losses(cluster, calm.name)
+    try:
+        until(lambda: _followed(calm, calm_losses), "the undisturbed run ends", 3600, calm.describe)
+    finally:
+        calm_losses.close()
+    verdict = judge(history, list(losses.starts.values()), losses.by_iteration, calm_losses.by_iteration, REPLICAS)
+    _report(history, verdict, last, settings)
+    return 0 if verdict.good else 1
+
+
+def _disturb(cluster: Cluster, run: Run, losses: Losses, history: History, settings: Settings) -> None:
+    rng, end = random.Random(settings.seed), time.monotonic() + 60 * settings.minutes
+    due, broken = time.monotonic() + 5, list[tuple[float, Fault]]()
+    while time.monotonic() < end:
+        now = time.monotonic()
+        for when, over in [b for b in broken if b[0] <= now]:
+            assert over.undo is not None
+            over.undo()
+            _say(f"{over.what}: mended")
+            broken.remove((when, over))
+        with contextlib.suppress(Exception):  # what is being broken can't always be looked at
+            _seen(run, losses, history)
+        if now >= due and len(broken) < 2:
+            due = now + rng.expovariate(1 / settings.pause)
+            with contextlib.suppress(Exception):
+                if fault := draw(rng, cluster, run):
+                    _say(fault.what)
+                    fault.do()
+                    history.faults.append(fault.what)
+                    if fault.undo is not None:
+                        broken.append((now + fault.seconds, fault))
+        time.sleep(0.5)
+    for _, fault in broken:
+        assert fault.undo is not None
+        fault.undo()
+
+
+def _seen(run: Run, losses: Losses, history: History) -> int:
+    """Looks at Pods, status and HEAD; the newest verified iteration."""
+    losses.follow(run.pod_names())
+    status = run.status
+    if layout := status.get("layout"):
+        history.layouts.add(layout["summary"])
+    history.charged = max(history.charged, status.get("restartsWithoutProgress", 0))
+    newest = run.head().entries[-1].step
+    history.verified.append(newest)
+    return newest
+
+
+def _followed(run: Run, losses: Losses) -> bool:
+    losses.follow(run.pod_names())
+    return run.status.get("state") in ("Succeeded", "Failed")
+
+
+def _report(history: History, verdict: Verdict, status: dict[str, Any], settings: Settings) -> None:
+    for each in verdict.different[:20]:
+        _say(f"different loss at iteration {each}")
+    goodput = status.get("goodput") or {}
+    print(
+        json.dumps(
+            {
+                "bench": "soak",
+                "minutes": settings.minutes,
+                "seed": settings.seed,
+                "faults": len(history.faults),
+                "recoveries": status["restarts"]["total"],
+                "byCause": status["restarts"].get("byCause"),
+                "verified_checkpoints_lost": verdict.lost,
+                "silent_restarts_at_0": verdict.restarts_at_zero,
+                "losses_compared": verdict.compared,
+                "losses_different": len(verdict.different),
+                "layouts": sorted(history.layouts),
+                "ettr": goodput.get("ratio"),
+                "good": verdict.good,
+            }
+        ),
+        flush=True,
+    )
+
+
+def _say(what: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

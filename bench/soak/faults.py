@@ -1,0 +1,60 @@
+"""What is done to the cluster, one or two at a time; each knows how to mend what it broke."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from devcluster.cluster import Cluster
+from examples.demo import stages
+from tests.support.cluster import Run
+
+
+@dataclass(frozen=True)
+class Fault:
+    what: str
+    do: Callable[[], None]
+    undo: Callable[[], None] | None = None
+    """After `seconds`; None where nothing is left to be mended."""
+    seconds: float = 0.0
+
+
+def draw(rng: random.Random, cluster: Cluster, run: Run) -> Fault | None:
+    """One that can be done now; None where what was drawn can't."""
+    nodes = [n.name for n in cluster.nodes if n.running and n.plugged_in]
+    pods = [p for p in run.pods() if p["status"].get("phase") == "Running"]
+    if not pods or len(nodes) < len(cluster.nodes):
+        return None
+    pod = rng.choice(pods)
+    name, node = pod["metadata"]["name"], pod["spec"]["nodeName"]
+    member = int(pod["metadata"]["labels"]["starcoder.dev/member"])
+    away = rng.uniform(5, 45)
+    faults = (
+        Fault(f"worker of {name} is killed", lambda: run.kill_worker(member)),
+        Fault(f"Pod {name} is deleted", lambda: _delete(run, name)),
+        Fault(f"Pod {name} is deleted without grace", lambda: _delete(run, name, "--grace-period=0", "--force")),
+        Fault(f"node {node} dies", lambda: cluster.kill_node(node), lambda: cluster.start_node(node), away),
+        Fault(f"node {node} is cut off", lambda: cluster.partition(node), lambda: cluster.heal(node), away),
+        Fault("the operator is killed", lambda: _kill_operator(cluster)),
+        Fault("the API server is away", *_component(cluster, "apiserver"), away),
+        Fault("S3 is away", *_component(cluster, "s3"), away / 3),
+        Fault("the scheduler is away", *_component(cluster, "scheduler"), away),
+        Fault("the controller manager is away", *_component(cluster, "controller-manager"), away),
+    )
+    return rng.choice(faults)
+
+
+def _delete(run: Run, pod: str, *how: str) -> None:
+    run.kubectl("delete", "pod", pod, "--wait=false", *how)
+
+
+def _component(cluster: Cluster, name: str) -> tuple[Callable[[], None], Callable[[], None]]:
+    return lambda: cluster.stop_component(name), lambda: cluster.start_component(name)
+
+
+def _kill_operator(cluster: Cluster) -> None:
+    cluster.kubectl(
+        "delete", "pods", "-n", stages.OPERATOR_NAMESPACE, "-l", "app.kubernetes.io/component=operator",
+        "--grace-period=0", "--force", "--wait=false",
+    )  # fmt: skip

@@ -1,0 +1,40 @@
+"""The verdict over a soak."""
+
+from __future__ import annotations
+
+from bench.soak.judge import History, judge
+
+CALM = {1: {"5.0"}, 2: {"4.5"}, 3: {"4.0"}}
+
+
+def test_a_run_that_lost_nothing_and_has_every_loss_is_good() -> None:
+    history = History(verified=[0, 10, 10, 20], layouts={"TP2 x PP1 x DP2"})
+    verdict = judge(history, [0, 0, 10, 10], {1: {"5.0"}, 2: {"4.5"}}, CALM, pods=2)
+    assert verdict.good
+    assert verdict.compared == 2
+
+
+def test_a_checkpoint_that_goes_back_is_lost() -> None:
+    assert judge(History(verified=[10, 20, 10]), [], {1: {"5.0"}}, CALM, pods=2).lost == 1
+
+
+def test_a_restart_at_zero_after_a_checkpoint_is_seen() -> None:
+    verdict = judge(History(verified=[10]), [0, 0, 0, 10], {1: {"5.0"}}, CALM, pods=2)
+    assert verdict.restarts_at_zero == 1
+    assert not verdict.good
+
+
+def test_in_one_layout_losses_are_equal_to_the_last_digit() -> None:
+    one = History(verified=[10], layouts={"TP1 x PP1 x DP2"})
+    assert judge(one, [], {1: {"5.0000001"}}, CALM, pods=2).different
+    assert judge(one, [], {1: {"5.0", "5.1"}}, CALM, pods=2).different
+
+
+def test_across_layouts_losses_may_differ_by_rounding_alone() -> None:
+    several = History(verified=[10], layouts={"TP1 x PP1 x DP2", "TP1 x PP1 x DP1"})
+    assert judge(several, [], {1: {"5.00001", "5.0"}}, CALM, pods=2).good
+    assert judge(several, [], {1: {"5.001"}}, CALM, pods=2).different
+
+
+def test_nothing_compared_is_not_good() -> None:
+    assert not judge(History(verified=[10]), [], {}, CALM, pods=2).good
