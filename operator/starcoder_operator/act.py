@@ -29,6 +29,7 @@ from .build.owner import Owner
 from .build.patch import PatchError
 from .build.pod import pod
 from .domain import reasons
+from .domain.elasticity import members_ever
 from .domain.plan import (
     Action,
     CreatePod,
@@ -196,7 +197,8 @@ class Actor:
         self._metrics.actions.labels(type(action).__name__).inc()
         match action:
             case EnsureAccess():
-                for manifest in rbac.access(snapshot.namespace, snapshot.name, snapshot.uid, snapshot.spec):
+                leases = members_ever(snapshot.spec, snapshot.status)
+                for manifest in rbac.access(snapshot.namespace, snapshot.name, snapshot.uid, snapshot.spec, leases):
                     await self._ensure_access(manifest, snapshot.uid)
                 memory.access = (snapshot.generation, self._clock.monotonic())
             case EnsureLeases(members):

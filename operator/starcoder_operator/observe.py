@@ -37,6 +37,7 @@ from .adapters.nodes import NodeCache, node_view
 from .adapters.sightings import Sightings, lease_sighting
 from .api.v1alpha1 import StarCoderRunSpec, StarCoderRunStatus
 from .build import rbac
+from .domain.elasticity import members_ever
 from .domain.pod_template import ANNOTATION_AVOIDS, ANNOTATION_TEMPLATE
 from .domain.snapshot import (
     AssignmentView,
@@ -94,12 +95,13 @@ class Observer:
         except ValidationError as e:
             first = e.errors(include_url=False)[0]
             raise Unreadable(run, f"spec.{'.'.join(map(str, first['loc']))}: {first['msg']}") from e
+        status = read_status(run)
         pods, leases, assignment, (gang, gang_api), access = await _together(
             self._owned(PODS, namespace, name, memory),
             self._owned(LEASES, namespace, name, memory),
             self._assignment(namespace, name, memory),
             self._gang(spec, namespace, name, memory),
-            self._access(spec, namespace, name, generation, memory),
+            self._access(rbac.access(namespace, name, uid, spec, members_ever(spec, status)), generation, memory),
         )
         gang_kind = gang_of(spec)
         pod_views = tuple(pod for each in pods if (pod := self._pod(each, gang_kind, memory)) is not None)
@@ -113,7 +115,7 @@ class Observer:
             deleting="deletionTimestamp" in meta,
             created_at=meta.get("creationTimestamp", ""),
             spec=spec,
-            status=read_status(run),
+            status=status,
             pods=pod_views,
             leases=lease_views,
             nodes=await self._nodes_of(pod_views, lease_views),
@@ -199,18 +201,16 @@ class Observer:
         groups = [g for g in found if "deletionTimestamp" not in g["metadata"]]
         return (group.view(max(groups, key=_placement)) if groups else None), True
 
-    async def _access(
-        self, spec: StarCoderRunSpec, namespace: str, run: str, generation: int, memory: RunMemory
-    ) -> bool:
+    async def _access(self, wanted: tuple[Manifest, ...], generation: int, memory: RunMemory) -> bool:
         """Whether the agents' rights are there. They are seldom touched, so a look holds for a while."""
         now = self._clock.monotonic()
         if memory.access is not None:
             seen_generation, at = memory.access
             if seen_generation == generation and now - at < ACCESS_SEEN_FOR:
                 return True
-        wanted = rbac.access(namespace, run, memory.uid, spec)
+        places = [(kind_of(w), w["metadata"]["namespace"], w["metadata"]["name"]) for w in wanted]
         try:
-            found = await _together(*(self._kube.get(kind_of(w), namespace, w["metadata"]["name"]) for w in wanted))
+            found = await _together(*(self._kube.get(*place) for place in places))
         except ApiAbsent:
             raise
         except NotFound:

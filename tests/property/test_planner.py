@@ -24,14 +24,17 @@ CHARGED = frozenset(c for c, r in CAUSES.items() if r.charge is Charge.RUN)
 
 
 class Planner(RuleBasedStateMachine):
-    @initialize(replicas=st.integers(1, 3), gang=st.sampled_from(["Native", "Native", "None"]), limit=st.just(1000))
-    def start(self, replicas, gang, limit):
+    @initialize(
+        replicas=st.integers(1, 3), spares=st.integers(0, 2), gang=st.sampled_from(["Native", "Native", "None"])
+    )
+    def start(self, replicas, spares, gang):
         spec = runs.run(
             workers__replicas=replicas,
             training__globalBatchSize=8 * replicas,
             training__iterations=60,
             scheduling__gang=gang,
-            failurePolicy__maxRestartsWithoutProgress=limit,
+            failurePolicy__maxRestartsWithoutProgress=1000,
+            elasticity__spares=spares,
         ).spec
         self.cluster = SimulatedCluster(spec, nodes=replicas + 1)
         self.cluster.pullable = {"", "good"}

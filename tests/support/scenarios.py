@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from starcoder_operator.api.v1alpha1 import Condition, StarCoderRunStatus
 from starcoder_operator.api.v1alpha1.status import ConditionType
+from starcoder_operator.domain.elasticity import pool_size
 from starcoder_operator.domain.members import AGENT_HEARD
 from starcoder_operator.domain.plan import Plan
 from starcoder_operator.domain.planner import plan
@@ -38,6 +39,9 @@ class Scenario:
     def workers(self, replicas: int) -> Self:
         return self.with_spec(workers__replicas=replicas, training__globalBatchSize=8 * replicas)
 
+    def spares(self, count: int) -> Self:
+        return self.with_spec(elasticity__spares=count)
+
     def with_spec(self, **changes: Any) -> Self:
         self._changes |= changes
         return self
@@ -50,7 +54,7 @@ class Scenario:
     def cluster(self) -> SimulatedCluster:
         if self._cluster is None:
             spec = runs.run(**self._changes).spec
-            nodes = spec.workers.replicas if self._nodes is None else self._nodes
+            nodes = pool_size(spec) if self._nodes is None else self._nodes
             self._cluster = SimulatedCluster(spec, name=self._name, nodes=nodes)
             if nodes == 0:
                 self._cluster.nodes = {}
@@ -161,6 +165,12 @@ class Scenario:
         found = self.status.condition(type)
         assert found is not None, f"no condition {type}"
         return found
+
+    @property
+    def at_work(self) -> list[int]:
+        """Members of the assignment, in rank order."""
+        assert self.cluster.assignment is not None
+        return [place.index for place in self.cluster.assignment.assignment.members]
 
     def said(self, type: ConditionType) -> tuple[str, str]:
         found = self.condition(type)

@@ -97,6 +97,8 @@ class SimulatedCluster:
         """PodGroups that somebody deleted."""
         self.runs_written: dict[int, set[str]] = {}
         """Attempt -> assignments in phase run that were written for it."""
+        self.leaders: dict[int, str] = {}
+        """Attempt -> boot id of the agent that claims HEAD for it."""
         self.attempts_written: list[int] = []
         self._uids, self._versions = itertools.count(), itertools.count(1)
 
@@ -258,6 +260,11 @@ class SimulatedCluster:
         assert written.attempt <= self.status.attempt, "written before it was recorded"
         assert written.attempt >= max(self.attempts_written, default=0), "attempts only grow"
         self.attempts_written.append(written.attempt)
+        assert len({place.index for place in written.members}) == len(written.members), "a member in two places"
+        assert len(written.members) * written.gpus_per_member == written.layout.world_size
+        if written.leader.boot_id:
+            leader = self.leaders.setdefault(written.attempt, written.leader.boot_id)
+            assert leader == written.leader.boot_id, f"attempt {written.attempt} changes its leader"
         if written.phase == "run":
             assert all(place.boot_id for place in written.members)
             assert written.offer is not None

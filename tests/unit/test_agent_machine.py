@@ -1,6 +1,7 @@
 """What an agent decides: which workers run, what it answers."""
 
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -115,6 +116,38 @@ def test_a_fenced_leader_says_by_which_attempt():
     assert agent.said.fenced_by == 7
     agent.assigned(8, "hold")
     assert agent.said.fenced_by is None
+
+
+def test_an_agent_that_is_not_listed_stands_by_idle_and_takes_any_place_as_soon_as_it_is():
+    spare = Agent(2).ready()
+    for phase in ("hold", "run"):
+        spare.assigned(1, phase)
+        assert (spare.did, spare.said.state, spare.said.attempt) == ((), "idle", 0)
+    members = (Member(2, "boot-2"), Member(1, "boot-1"))
+    held = Assignment("uid-1", 2, "hold", members, 2, Layout(2, 1, 2))
+    spare.tell(m.Assigned, held, CONFIG)
+    assert spare.did == (m.Prepare(2, CONFIG),), "in the first place it leads"
+    assert (spare.said.state, spare.said.attempt) == ("idle", 2)
+    spare.tell(m.Assigned, replace(held, phase="run", offer=OFFER), CONFIG)
+    (start,) = spare.did
+    assert (start.start.ranks, start.as_leader) == ((0, 1), True)
+
+
+def test_workers_of_an_agent_that_the_next_attempt_does_not_list_are_stopped_and_it_stands_by():
+    agent = Agent(1).training(1).assigned(2, "hold", listed=False)
+    assert agent.did == (m.StopWorkers(1),)
+    assert agent.said.state == "training", "not idle before they are reaped"
+    agent.tell(m.WorkersStopped)
+    assert (agent.said.state, agent.said.attempt) == ("idle", 1)
+    agent.assigned(3, "hold")
+    assert (agent.said.state, agent.said.attempt) == ("idle", 3)
+
+
+def test_a_failure_is_not_told_any_more_once_the_run_has_gone_on_without_its_agent():
+    agent = Agent(1).training(1).exited(1, 2, 70, "Crash")
+    assert agent.said.failure is not None
+    agent.tell(m.WorkersStopped).assigned(2, "hold", listed=False)
+    assert (agent.said.state, agent.said.failure) == ("idle", None)
 
 
 def test_run_starts_the_ranks_of_its_place():

@@ -15,7 +15,7 @@ ASSIGNMENT = Assignment("uid-1", 3, "hold", (Member(0, "b"),), 2, Layout(2, 1, 1
 
 
 def made(**changes):
-    return {m["kind"]: m for m in access("training", "good", "uid-1", run(**changes).spec)}
+    return {m["kind"]: m for m in access("training", "good", "uid-1", run(**changes).spec, 2)}
 
 
 def test_every_right_names_its_objects():
@@ -47,7 +47,7 @@ def test_an_account_with_cloud_identity_is_used_and_not_made():
 
 @pytest.mark.parametrize(
     "manifest",
-    [*access("training", "good", "uid-1", run().spec), lease(OWNER, 1), config_map(OWNER, ASSIGNMENT, "{}")],
+    [*access("training", "good", "uid-1", run().spec, 2), lease(OWNER, 1), config_map(OWNER, ASSIGNMENT, "{}")],
     ids=lambda m: m["kind"],
 )
 def test_an_object_goes_with_its_run_and_holds_nothing_up(manifest):

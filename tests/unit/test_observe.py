@@ -314,8 +314,8 @@ async def test_nodes_that_matter_are_asked_for_where_the_watch_has_not_shown_the
     assert {name: view.ready for name, view in seen.items()} == {"n1": True, "n2": None, "n5": True}
 
 
-def grant(bench, spec=SPEC):
-    for thing in rbac.access("default", "good", "uid-1", spec):
+def grant(bench, members=2):
+    for thing in rbac.access("default", "good", "uid-1", SPEC, members):
         bench.server.add(thing)
 
 
@@ -332,12 +332,12 @@ async def test_access_is_missing_when_a_part_is(bench, kind):
 
 
 async def test_access_is_missing_when_it_grants_something_else(bench):
-    grant(bench, run(workers__replicas=4).spec)
+    grant(bench, members=4)
     assert not (await bench.look()).rbac_present
 
 
 async def test_access_is_missing_when_it_is_another_runs(bench):
-    for thing in rbac.access("default", "good", "uid-0", SPEC):
+    for thing in rbac.access("default", "good", "uid-0", SPEC, 2):
         bench.server.add(thing)
     assert not (await bench.look()).rbac_present
 

@@ -15,8 +15,12 @@ def service_account(run: str, spec: StarCoderRunSpec) -> str:
     return spec.workers.service_account_name or names.service_account_name(run)
 
 
-def access(namespace: str, name: str, uid: str, spec: StarCoderRunSpec) -> tuple[Manifest, ...]:
-    """ServiceAccount (unless the spec names one), Role and RoleBinding, in the order they are created."""
+def access(namespace: str, name: str, uid: str, spec: StarCoderRunSpec, members: int) -> tuple[Manifest, ...]:
+    """ServiceAccount (unless the spec names one), Role and RoleBinding, in the order they are created.
+
+    Args:
+        members: as many Leases may be written.
+    """
     owner, account = Owner(namespace, name, uid), service_account(name, spec)
     own_name = names.service_account_name(name)
     role: Manifest = {
@@ -34,7 +38,7 @@ def access(namespace: str, name: str, uid: str, spec: StarCoderRunSpec) -> tuple
             {
                 "apiGroups": ["coordination.k8s.io"],
                 "resources": ["leases"],
-                "resourceNames": [names.lease_name(name, member) for member in range(spec.workers.replicas)],
+                "resourceNames": [names.lease_name(name, member) for member in range(members)],
                 "verbs": ["get", "update", "patch"],
             },
         ],

@@ -14,10 +14,12 @@ from starcoder_trainer.contract.assignment import Assignment, Member
 from starcoder_trainer.contract.report import Report
 
 from . import failure
+from .elasticity import pool_size
 from .failure import Cause, Failure
 from .layout import layout_of
 from .members import MemberView, all_silent
-from .snapshot import Snapshot
+from .seats import seated, taking_part
+from .snapshot import Snapshot, own_assignment
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,6 @@ def decide(snapshot: Snapshot, members: tuple[MemberView, ...], config_json: str
     return _while_running(snapshot, members, current)
 
 
-def own_assignment(snapshot: Snapshot) -> Assignment | None:
-    """The assignment as written for this run; one left by an earlier run of the name is none."""
-    view = snapshot.assignment
-    return view.assignment if view is not None and view.assignment.run_uid == snapshot.uid else None
-
-
 def next_attempt(snapshot: Snapshot) -> int:
     """One beyond every attempt that anyone has ever spoken of."""
     current = own_assignment(snapshot)
@@ -104,14 +100,17 @@ def next_attempt(snapshot: Snapshot) -> int:
 
 
 def held(snapshot: Snapshot, members: tuple[MemberView, ...], attempt: int) -> Assignment:
-    """Attempt `attempt` in phase hold with the agents that live now."""
+    """Attempt `attempt` in phase hold with the agents that live now; survivors keep their places."""
+    current, spec = own_assignment(snapshot), snapshot.spec
+    places = [Member(p.index) for p in current.members] if current and current.phase != "stop" else []
+    size = spec.workers.replicas
     return Assignment(
         run_uid=snapshot.uid,
         attempt=attempt,
         phase="hold",
-        members=tuple(Member(m.index, m.boot_id) for m in members),
-        gpus_per_member=snapshot.spec.workers.gpus_per_worker,
-        layout=layout_of(snapshot.spec),
+        members=seated(places, members[: pool_size(spec)], size),
+        gpus_per_member=spec.workers.gpus_per_worker,
+        layout=layout_of(spec, size),
     )
 
 
@@ -140,7 +139,7 @@ def _while_held(
     why = _broken(snapshot, members, current, config_json)
     if why:
         return Hold(held(snapshot, members, next_attempt(snapshot)), why, found)
-    filled = _filled_in(members, current)
+    filled = _filled_in(snapshot, members, current)
     if filled != current or found is not None:
         return Hold(filled, "agents take their places", found)
     waiting = _waits_for(members, current)
@@ -173,7 +172,7 @@ def _broken(snapshot: Snapshot, members: tuple[MemberView, ...], current: Assign
     return ""
 
 
-def _filled_in(members: tuple[MemberView, ...], current: Assignment) -> Assignment:
+def _filled_in(snapshot: Snapshot, members: tuple[MemberView, ...], current: Assignment) -> Assignment:
     """The held attempt with lost agents taken out and new ones put in.
 
     New agents are put in when the leader is found and when all are, not one by one: the object is watched by every
@@ -183,8 +182,8 @@ def _filled_in(members: tuple[MemberView, ...], current: Assignment) -> Assignme
         replace(place, boot_id="") if place.boot_id and members[place.index].loss is not None else place
         for place in current.members
     )
-    known = tuple(replace(place, boot_id=place.boot_id or members[place.index].boot_id) for place in kept)
-    leader_found = not kept[0].boot_id and bool(known[0].boot_id)
+    known = seated(kept, members[: pool_size(snapshot.spec)], len(kept))
+    leader_found = not kept[0].boot_id and bool(known[0].boot_id) and known[0].index == kept[0].index
     if leader_found or all(place.boot_id for place in known):
         return replace(current, members=known)
     return replace(current, members=kept)
@@ -223,21 +222,21 @@ def _waits_for(members: tuple[MemberView, ...], current: Assignment) -> str:
 
 
 def _while_running(snapshot: Snapshot, members: tuple[MemberView, ...], current: Assignment) -> Decision:
-    boot_ids = {p.index: p.boot_id for p in current.members}
-    failures = failure.find(members, current.attempt, boot_ids)
-    reports = [m.lease.report for m in members if m.lease is not None and m.lease.report is not None]
+    boot_ids, at_work = {p.index: p.boot_id for p in current.members}, taking_part(current, members)
+    failures = failure.find(at_work, current.attempt, boot_ids)
+    reports = [m.lease.report for m in at_work if m.lease is not None and m.lease.report is not None]
     done = [r for r in reports if r.attempt == current.attempt and r.state == "done"]
-    if is_complete(snapshot) and (failures or len(done) == len(members)):
+    if is_complete(snapshot) and (failures or len(done) == len(at_work)):
         return Finished()
     first = failure.primary(failures)
     if first is None:
-        if len(done) == len(members):
+        if len(done) == len(at_work):
             why = "trained to the end of its configuration, and spec.training.iterations is beyond it"
             return Hold(held(snapshot, members, next_attempt(snapshot)), why)
         if all_silent(members):
             return Unclear()
         behind = [r for r in reports if r.attempt != current.attempt or r.state not in ("training", "done")]
-        return Stay(f"{len(behind)} of {len(members)} members form the group or load" if behind else "")
+        return Stay(f"{len(behind)} of {len(at_work)} members form the group or load" if behind else "")
     return AwaitCause(first) if first.cause is Cause.PEER else Ended(first)
 
 

@@ -16,21 +16,22 @@ def data_parallel(spec: StarCoderRunSpec) -> int:
     return spec.workers.gpus // model_parallel(spec)
 
 
-def layout_of(spec: StarCoderRunSpec) -> Layout:
-    """Layout of the full gang.
+def layout_of(spec: StarCoderRunSpec, members: int | None = None) -> Layout:
+    """Layout of a gang of so many members, of all by default.
 
     Raises:
         ValueError: the GPUs are not divisible by tensor x pipeline.
     """
     parallelism = spec.parallelism
-    if spec.workers.gpus % model_parallel(spec):
+    gpus = (spec.workers.replicas if members is None else members) * spec.workers.gpus_per_worker
+    if gpus % model_parallel(spec):
         raise ValueError(
-            f"spec.workers: {spec.workers.gpus} GPUs, expected a multiple of tensor {parallelism.tensor} x pipeline "
+            f"spec.workers: {gpus} GPUs, expected a multiple of tensor {parallelism.tensor} x pipeline "
             f"{parallelism.pipeline}; change spec.workers or spec.parallelism"
         )
     return Layout(
         tensor=parallelism.tensor,
         pipeline=parallelism.pipeline,
-        data=data_parallel(spec),
+        data=gpus // model_parallel(spec),
         sequence=parallelism.sequence,
     )

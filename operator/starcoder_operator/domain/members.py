@@ -10,7 +10,8 @@ from starcoder_operator.api.v1alpha1.workers import Toleration
 from starcoder_trainer.contract import names
 from starcoder_trainer.contract.report import Report
 
-from .snapshot import ContainerView, LeaseView, NodeView, PodView, Snapshot
+from .elasticity import pool_size
+from .snapshot import ContainerView, LeaseView, NodeView, PodView, Snapshot, own_assignment
 
 HEARTBEAT_STALE = 15.0
 """Seconds without a renewal of its Lease after which an agent is not counted on."""
@@ -93,16 +94,22 @@ class MemberView:
 
 
 def members_of(snapshot: Snapshot, stale_after: float = HEARTBEAT_STALE) -> tuple[MemberView, ...]:
-    """All members of the run, by index. Where no agent at all is fresh, none is held to be lost for its silence."""
+    """All members of the run, by index: its pool, and those beyond it that still take part since the run was made
+    smaller. Where no agent at all is fresh, none is held to be lost for its silence."""
     pods = newest_pods(snapshot.pods)
     leases = {lease.member: lease for lease in snapshot.leases}
     views = [
-        _member(snapshot, index, pods.get(index), leases.get(index), stale_after)
-        for index in range(snapshot.spec.workers.replicas)
+        _member(snapshot, index, pods.get(index), leases.get(index), stale_after) for index in range(_members(snapshot))
     ]
     if not any(v.live for v in views):
         return tuple(views)
     return tuple(_judge_silence(v) for v in views)
+
+
+def _members(snapshot: Snapshot) -> int:
+    current = own_assignment(snapshot)
+    taking_part = [place.index for place in current.members] if current and current.phase != "stop" else []
+    return max([pool_size(snapshot.spec), *(index + 1 for index in taking_part)])
 
 
 def all_silent(members: tuple[MemberView, ...]) -> bool:

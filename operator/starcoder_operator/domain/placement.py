@@ -1,9 +1,10 @@
-"""Which Pods go, which come, and the PodGroup they come in. Done between attempts, never while one runs.
+"""Which Pods go, which come, and the PodGroup they come in. Members at work in an attempt that runs are left alone.
 
-A placement is one PodGroup: the whole gang enters the cluster by it at once, replacements of lost Pods join it. Once it
-has placed its gang, its `minCount` is lowered to those that still stand before a replacement is created, since a group
-that is short of it lets none of its Pods be scheduled. Where the group is gone, or nothing of its gang stands any more,
-the Pods that come get a group of the next number.
+A placement is one PodGroup: the whole gang enters the cluster by it at once, replacements of lost Pods join it. Spares
+are in it too, beyond its `minCount`, so that one without room holds nothing up. Once it has placed its gang, `minCount`
+is lowered to those that still stand before a replacement is created, since a group that is short of it lets none of its
+Pods be scheduled. Where the group is gone, or nothing of its gang stands any more, the Pods that come get a group of
+the next number.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import reasons
-from .formation import own_assignment
+from .elasticity import pool_size
 from .members import MemberView, node_trouble
 from .plan import Action, CreatePod, DeleteGang, DeletePod, EnsureGang
 from .pod_template import template_digest
-from .snapshot import PodView, Snapshot
+from .snapshot import PodView, Snapshot, own_assignment
 from .timestamps import seconds_between
 
 IMAGE_TROUBLE = frozenset(
@@ -29,6 +30,7 @@ CONFIG_TROUBLE = frozenset(
 CRASH_TROUBLE = frozenset({"CrashLoopBackOff"})
 """Reasons of waiting containers, as the kubelet says them, that time alone does not mend."""
 
+NO_PLACE = "the run has fewer members than when it was made"
 RETRY = 20.0
 """Seconds after which the server is tried again with one Pod where it refused one or dropped `spec.schedulingGroup`."""
 TRIED_SLOWLY = (reasons.REFUSED, reasons.GANG_FIELD_DROPPED)
@@ -68,17 +70,23 @@ def unchanged(snapshot: Snapshot, members: tuple[MemberView, ...]) -> Placement:
     return Placement(snapshot.status.placement, _incarnations(members, (), snapshot.status.incarnations))
 
 
-def place(snapshot: Snapshot, members: tuple[MemberView, ...]) -> Placement:
-    """Between attempts: lost Pods and those that wait in vain make room, missing ones come."""
+def place(snapshot: Snapshot, members: tuple[MemberView, ...], busy: frozenset[int] = frozenset()) -> Placement:
+    """Lost Pods and those that wait in vain make room, missing ones come.
+
+    Args:
+        busy: members that take part in an attempt that runs. They are left alone until it has ended.
+    """
     digest = template_digest(snapshot.spec)
-    vain = {m.index: why for m in members if (why := _in_vain(snapshot, m, digest))}
-    dropped = {m.index for m in members if m.index not in vain and _came_without_group(snapshot, m, digest)}
+    idle = tuple(m for m in members if m.index not in busy)
+    vain = {m.index: why for m in idle if (why := _in_vain(snapshot, m, digest))}
+    dropped = {m.index for m in idle if m.index not in vain and _came_without_group(snapshot, m, digest)}
     kept = tuple(
         m for m in members
-        if m.pod is not None and m.loss is None and m.index not in vain and m.index not in dropped
+        if m.index in busy
+        or (m.pod is not None and m.loss is None and m.index not in vain and m.index not in dropped)
     )  # fmt: skip
     standing = {m.index for m in kept}
-    missing = tuple(m for m in members if m.index not in standing)
+    missing = tuple(m for m in members[: pool_size(snapshot.spec)] if m.index not in standing)
     actions: list[Action] = [*_deletions(snapshot, members, kept, vain, dropped)]
     allowed, look_again, trying = _allowance(snapshot, kept, missing, bool(dropped))
     number, coming = snapshot.status.placement, missing[:allowed]
@@ -119,6 +127,8 @@ def _in_vain(snapshot: Snapshot, member: MemberView, digest: str) -> str:
     pod = member.pod
     if pod is None or member.loss is not None:
         return ""
+    if member.index >= pool_size(snapshot.spec):
+        return NO_PLACE
     if pod.template and pod.template != digest and (not pod.scheduled or waiting_trouble(pod)):
         return "it waits, and the spec has changed since it was built"
     if pod.scheduled:
@@ -155,11 +165,11 @@ def _deletions(
     stay = {m.pod.uid for m in kept if m.pod is not None}
     losses = {m.index: m.loss.message for m in members if m.loss is not None}
     whys = losses | vain | dict.fromkeys(dropped, "the API server dropped spec.schedulingGroup")
-    return [
-        DeletePod(pod.name, pod.uid, whys.get(pod.member, "a later Pod takes its place"))
-        for pod in snapshot.pods
-        if pod.uid not in stay and not pod.deleting
-    ]
+
+    def why(pod: PodView) -> str:
+        return whys.get(pod.member, "a later Pod takes its place" if pod.member < len(members) else NO_PLACE)
+
+    return [DeletePod(pod.name, pod.uid, why(pod)) for pod in snapshot.pods if pod.uid not in stay and not pod.deleting]
 
 
 def _allowance(
@@ -218,12 +228,18 @@ def _gang(
     name, gang = group_name(snapshot.name, number), snapshot.gang
     if gang is None or gang.name != name:
         leave: list[Action] = [DeleteGang(gang.name, gang.uid)] if gang is not None and not kept else []
-        return [*leave, EnsureGang(name, len(missing))]
+        return [*leave, EnsureGang(name, min(len(missing), _lacking(snapshot, kept)))]
     joined = [m.pod for m in kept if m.pod is not None and m.pod.scheduling_group == name]
     placed = sum(pod.scheduled for pod in joined)
     waiting = len(joined) - placed + len(missing)
-    size = placed or waiting
+    size = placed or min(waiting, _lacking(snapshot, kept))
     return [EnsureGang(name, size)] if waiting and size < gang.min_count else []
+
+
+def _lacking(snapshot: Snapshot, kept: tuple[MemberView, ...]) -> int:
+    """Members that have to find a node together, beside those that have one; 1 where only spares are missing."""
+    placed = sum(m.pod is not None and m.pod.scheduled for m in kept)
+    return max(1, snapshot.spec.workers.replicas - placed)
 
 
 def _creations(snapshot: Snapshot, number: int, coming: tuple[MemberView, ...]) -> list[CreatePod]:
@@ -245,7 +261,8 @@ def lost_nodes(snapshot: Snapshot) -> tuple[str, ...]:
 def _incarnations(
     members: tuple[MemberView, ...], coming: tuple[MemberView, ...], recorded: tuple[int, ...]
 ) -> tuple[int, ...]:
+    """By member, also of those that the run has given up: no name is ever used again."""
     highest = [m.last_incarnation for m in members]
     for member in coming:
         highest[member.index] += 1
-    return tuple(highest) if any(i >= 0 for i in highest) else recorded
+    return (*highest, *recorded[len(highest) :]) if any(i >= 0 for i in highest) else recorded

@@ -15,6 +15,7 @@ from starcoder_trainer.contract.assignment import Assignment
 
 from . import failure, progress, reasons, situation, story
 from .conditions import Claim, merged
+from .elasticity import pool_size
 from .failure import Failure, Response
 from .formation import (
     AwaitCause,
@@ -28,12 +29,12 @@ from .formation import (
     decide,
     held,
     next_attempt,
-    own_assignment,
 )
 from .members import HEARTBEAT_STALE, NODE_INDEX_LAG, MemberView, members_of
 from .placement import Placement, place, unchanged
 from .plan import Action, DeleteGang, DeletePod, EnsureAccess, EnsureLeases, Plan, WriteAssignment
-from .snapshot import PodView, Snapshot
+from .seats import taking_part
+from .snapshot import PodView, Snapshot, own_assignment
 from .timestamps import seconds_between
 from .training_config import training_config
 from .validation import name_problems, problems
@@ -150,13 +151,17 @@ def _wanted(
             write = assignment
         case Stay() | Unclear() if _is_held(snapshot):
             placement = place(snapshot, members)
-        case Stay() | Unclear() | AwaitCause():
+        case Stay() | AwaitCause():
+            # Spares that are lost are replaced; those at work are left alone.
+            placement = place(snapshot, members, _at_work(snapshot))
+        case Unclear():
             pass
+    at_work = taking_part(write or own_assignment(snapshot), members)
     claims = (
         situation.accepted(snapshot, placement),
         situation.scheduled(snapshot, members, placement),
-        situation.training(snapshot, members, decision),
-        situation.checkpoint_verified(snapshot, status, members),
+        situation.training(snapshot, at_work, decision),
+        situation.checkpoint_verified(snapshot, status, at_work),
         Claim("Complete", "False", reasons.IN_PROGRESS),
     )
     trains = decision == Stay()
@@ -238,6 +243,11 @@ def _ended(
     return Outcome(status, state, claims, over.actions, over.look_again)
 
 
+def _at_work(snapshot: Snapshot) -> frozenset[int]:
+    current = own_assignment(snapshot)
+    return frozenset(place.index for place in current.members) if current and current.phase == "run" else frozenset()
+
+
 def _is_held(snapshot: Snapshot) -> bool:
     current = own_assignment(snapshot)
     return current is not None and current.phase == "hold"
@@ -270,7 +280,7 @@ def _in_order(snapshot: Snapshot, placement: Placement, write: tuple[Action, ...
     """An assignment that is there is changed first: survivors stop at once, and nothing that is refused to Pods keeps
     an attempt from being held. A first one comes when there is somebody to read it."""
     known = {lease.member for lease in snapshot.leases}
-    leases = tuple(i for i in range(snapshot.spec.workers.replicas) if i not in known)
+    leases = tuple(i for i in range(pool_size(snapshot.spec)) if i not in known)
     needed: list[Action] = [] if snapshot.rbac_present else [EnsureAccess()]
     needed += [EnsureLeases(leases)] if leases else []
     if snapshot.assignment is None:

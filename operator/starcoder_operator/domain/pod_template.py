@@ -15,7 +15,11 @@ ANNOTATION_AVOIDS = f"{GROUP}/avoids-nodes"
 
 
 def template_digest(spec: StarCoderRunSpec) -> str:
-    """16 hex digits over all of the spec that the Pod manifest depends on; another suspend or iteration count does not
-    change it."""
-    parts = [spec.workers.to_dict(), spec.scheduling.to_dict(), spec.storage.credentials_secret]
+    """16 hex digits over all of the spec that the Pod manifest depends on; another suspend, iteration count or number
+    of Pods does not change it."""
+    parts = [
+        spec.workers.model_copy(update={"replicas": 1}).to_dict(),
+        spec.scheduling.to_dict(),
+        spec.storage.credentials_secret,
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

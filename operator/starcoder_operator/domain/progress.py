@@ -7,9 +7,8 @@ from starcoder_operator.api.v1alpha1.status import loss_text, progress_text
 from starcoder_trainer.contract.report import Report, Verified
 
 from . import failure
-from .formation import own_assignment
 from .members import MemberView
-from .snapshot import Snapshot
+from .snapshot import Snapshot, own_assignment
 from .timestamps import after
 from .training_config import sequence_length
 
@@ -21,7 +20,7 @@ def absorbed(snapshot: Snapshot, members: tuple[MemberView, ...]) -> StarCoderRu
         update={
             "observed_generation": snapshot.generation,
             "iterations": snapshot.spec.training.iterations,
-            "workers": WorkersStatus.of(sum(m.live for m in members), len(members)),
+            "workers": WorkersStatus.of(sum(m.live for m in members), snapshot.spec.workers.replicas),
         }
     )
     return _with_checkpoint(snapshot, _with_iterations(snapshot, members, status))
@@ -67,7 +66,7 @@ def _with_iterations(
     if report is None or report.progress is None:
         return status.model_copy(update={"progress": progress_text(status.iteration, status.iterations)})
     said, iterations = report.progress, snapshot.spec.training.iterations
-    rate = said.tokens_per_second
+    rate, gpus = said.tokens_per_second, len(current.members) * current.gpus_per_member if current else 0
     tokens_an_iteration = snapshot.spec.training.global_batch_size * sequence_length(snapshot.spec)
     left = max(0, iterations - said.iteration) * tokens_an_iteration
     return status.model_copy(
@@ -77,7 +76,7 @@ def _with_iterations(
             "consumed_tokens": said.consumed_tokens or said.iteration * tokens_an_iteration,
             "loss": status.loss if said.loss is None else loss_text(said.loss),
             "tokens_per_second": round(rate) if rate else None,
-            "tokens_per_second_per_gpu": round(rate / snapshot.spec.workers.gpus) if rate else None,
+            "tokens_per_second_per_gpu": round(rate / gpus) if rate and gpus else None,
             "eta": after(snapshot.now, left / rate) if rate else None,
         }
     )

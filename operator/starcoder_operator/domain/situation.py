@@ -10,10 +10,10 @@ from starcoder_trainer.contract.report import Problem
 
 from . import reasons
 from .conditions import Claim
-from .formation import AwaitCause, Decision, Ended, Finished, Go, Hold, Stay, Unclear, own_assignment
+from .formation import AwaitCause, Decision, Ended, Finished, Go, Hold, Stay, Unclear
 from .members import MemberView
 from .placement import TRIED_SLOWLY, Placement, is_native, waiting_trouble
-from .snapshot import Snapshot
+from .snapshot import Snapshot, own_assignment
 
 REFUSALS = ("forbidden", "exceeded quota", "denied", "is there already")
 """Words of refusals that say nothing against the Pod itself: quota, Pod security, admission, a foreign object."""
@@ -35,11 +35,13 @@ def accepted(snapshot: Snapshot, placement: Placement | None = None) -> Claim:
 
 
 def scheduled(snapshot: Snapshot, members: tuple[MemberView, ...], placement: Placement) -> Claim:
-    """Every member has a Pod with a node."""
+    """As many Pods have a node as are to train; spares hold nothing up."""
+    wanted, spares = snapshot.spec.workers.replicas, snapshot.spec.elasticity.spares
     placed = sum(m.pod is not None and m.loss is None and m.pod.scheduled for m in members) - placement.dropped
-    if placed >= len(members):
-        return Claim("Scheduled", "True", reasons.ALL_PODS_SCHEDULED, f"all {len(members)} Pods have a node")
-    reason, message = _why_not_scheduled(snapshot, members, placement, f"{max(0, placed)} of {len(members)} Pods")
+    if placed >= wanted:
+        more = f", and {min(placed - wanted, spares)} of {spares} spares" if spares else ""
+        return Claim("Scheduled", "True", reasons.ALL_PODS_SCHEDULED, f"all {wanted} Pods have a node{more}")
+    reason, message = _why_not_scheduled(snapshot, members, placement, f"{max(0, placed)} of {wanted} Pods")
     return Claim("Scheduled", "Unknown" if placement.trying else "False", reason, message)
 
 
@@ -91,8 +93,12 @@ def refusals(snapshot: Snapshot) -> str:
     return f"the API server refused: {said}"
 
 
-def training(snapshot: Snapshot, members: tuple[MemberView, ...], decision: Decision) -> Claim:
-    """Iterations pass."""
+def training(snapshot: Snapshot, at_work: tuple[MemberView, ...], decision: Decision) -> Claim:
+    """Iterations pass.
+
+    Args:
+        at_work: members that take part in the attempt that runs or is held, in rank order.
+    """
     match decision:
         case Stay(waiting=""):
             return Claim("Training", "True", reasons.TRAINING, "iterations pass")
@@ -109,29 +115,29 @@ def training(snapshot: Snapshot, members: tuple[MemberView, ...], decision: Deci
         case Finished():
             return Claim("Training", "False", reasons.SUCCEEDED, "the last iteration is trained")
         case Stay(waiting) | Hold(why=waiting):
-            return Claim("Training", "False", *_why_not_training(snapshot, members, waiting))
+            return Claim("Training", "False", *_why_not_training(snapshot, at_work, waiting))
         case Go():
             return Claim("Training", "False", reasons.FORMING, "the process group forms")
         case Ended(failure):
             return Claim(
-                "Training", "False", *_why_not_training(snapshot, members, f"{failure.cause}: {failure.message}")
+                "Training", "False", *_why_not_training(snapshot, at_work, f"{failure.cause}: {failure.message}")
             )
 
 
-def _why_not_training(snapshot: Snapshot, members: tuple[MemberView, ...], otherwise: str) -> tuple[str, str]:
+def _why_not_training(snapshot: Snapshot, at_work: tuple[MemberView, ...], otherwise: str) -> tuple[str, str]:
     if "write assignment" in snapshot.problems:
         return reasons.REFUSED, refusals(snapshot)
-    standing = [m for m in members if m.pod is not None and m.loss is None]
+    standing = [m for m in at_work if m.pod is not None and m.loss is None]
     for member in standing:
         assert member.pod is not None
         if trouble := waiting_trouble(member.pod):
             return trouble
-    if problem := first_problem(members):
+    if problem := first_problem(at_work):
         return problem.reason, problem.message
     started = [m for m in standing if m.pod is not None and m.pod.scheduled]
-    if len(started) < len(members):
-        return reasons.WAITING_FOR_PODS, f"{len(members) - len(started)} of {len(members)} Pods are not placed yet"
-    silent = [m.pod_name for m in members if not m.live]
+    if len(started) < len(at_work):
+        return reasons.WAITING_FOR_PODS, f"{len(at_work) - len(started)} of {len(at_work)} Pods are not placed yet"
+    silent = [m.pod_name for m in at_work if not m.live]
     if silent:
         more = f" and {len(silent) - 3} more" if len(silent) > 3 else ""
         return reasons.WAITING_FOR_AGENTS, f"Pods start: {', '.join(silent[:3])}{more}"
@@ -139,13 +145,13 @@ def _why_not_training(snapshot: Snapshot, members: tuple[MemberView, ...], other
 
 
 def first_problem(members: Iterable[MemberView]) -> Problem | None:
-    """Of the live agents; the leader, member 0, sees most and comes first."""
+    """Of the live agents, in the order given; the leader sees most and is to come first."""
     return next((m.report.problem for m in members if m.live and m.report and m.report.problem), None)
 
 
-def checkpoint_verified(snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[MemberView, ...]) -> Claim:
+def checkpoint_verified(snapshot: Snapshot, status: StarCoderRunStatus, at_work: tuple[MemberView, ...]) -> Claim:
     """A verified checkpoint exists, and writing the last one went well."""
-    problem, current = first_problem(members), own_assignment(snapshot)
+    problem, current = first_problem(at_work), own_assignment(snapshot)
     runs = current is not None and current.phase == "run"
     if problem is not None and (runs or problem.reason in LEDGER_PROBLEMS):
         return Claim("CheckpointVerified", "False", problem.reason, problem.message)

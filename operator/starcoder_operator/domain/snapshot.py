@@ -126,3 +126,9 @@ class Snapshot:
     """Monotonic seconds, for intervals."""
     problems: dict[str, str] = field(default_factory=dict)
     """What the last `act` was refused: 'create pod' -> the server's message (a bad podPatch, quota, PSA, …)."""
+
+
+def own_assignment(snapshot: Snapshot) -> Assignment | None:
+    """The assignment as written for this run; one left by an earlier run of the name is none."""
+    view = snapshot.assignment
+    return view.assignment if view is not None and view.assignment.run_uid == snapshot.uid else None

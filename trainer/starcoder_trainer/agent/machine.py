@@ -514,6 +514,7 @@ class Machine:
             return self._stop(workers)
         place = assignment.place_of(self.me.boot_id)
         if place is None:
+            self._stand_by(assignment)
             return []
         out: list[Action] = []
         if place == 0 and assignment.phase == "hold" and self._prepared_for < assignment.attempt:
@@ -532,6 +533,11 @@ class Machine:
         if self._terminated and self._state in ("starting", "training"):
             self._state = "draining"
         return [StopWorkers(workers.attempt)]
+
+    def _stand_by(self, assignment: Assignment) -> None:
+        """An attempt goes on without this agent: once its own workers are reaped it is a spare, ready to be listed."""
+        if self._workers is None and self._attempt < assignment.attempt:
+            self._state, self._failure, self._all_finished = "idle", None, False
 
     def _enter(self, assignment: Assignment, place: int) -> None:
         """No worker runs and one can be forked: what is said from here on is about the assignment's attempt."""

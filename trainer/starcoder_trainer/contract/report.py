@@ -107,7 +107,8 @@ class Report(Document):
     incarnation: int
     node: str
     attempt: int
-    """Attempt that `state` is about: the highest seen that lists this agent; 0 before the first."""
+    """Attempt that `state` is about: the highest seen that lists this agent; 0 before the first. An agent that later
+    ones do not list stands by: idle, and the last attempt that it was in."""
     state: State
     progress: Progress | None = None
     offer: Offer | None = None

@@ -48,15 +48,18 @@ class WorkersStatus(ApiModel):
     """Pods."""
 
     ready: int = 0
-    """Pods whose agent answers."""
+    """Pods whose agent answers, up to desired; what is beyond stands by."""
     desired: int = 0
-    """Pods the run wants."""
+    """Pods that are to train, workers.replicas."""
     summary: str = "0/0"
     """ready/desired."""
+    spares: int = 0
+    """Pods beside them that stand by and whose agent answers."""
 
     @classmethod
-    def of(cls, ready: int, desired: int) -> Self:
-        return cls(ready=ready, desired=desired, summary=f"{ready}/{desired}")
+    def of(cls, answering: int, desired: int) -> Self:
+        ready = min(answering, desired)
+        return cls(ready=ready, desired=desired, summary=f"{ready}/{desired}", spares=answering - ready)
 
 
 class LayoutStatus(ApiModel):
