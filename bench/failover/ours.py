@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,12 +33,12 @@ Fault = Callable[[Run, int], Callable[[], None]]
 
 
 def worker_crash(run: Run, trial: int) -> Callable[[], None]:
-    run.kill_worker(member=_members(run)[trial % 2])
+    run.kill_worker(member=run.members()[trial % 2])
     return lambda: None
 
 
 def pod_delete(run: Run, trial: int) -> Callable[[], None]:
-    member = str(_members(run)[trial % 2])
+    member = str(run.members()[trial % 2])
     pod = next(p for p in run.pods() if p["metadata"]["labels"][names.LABEL_MEMBER] == member)
     run.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false")
     return lambda: None
@@ -47,12 +46,12 @@ def pod_delete(run: Run, trial: int) -> Callable[[], None]:
 
 def node_kill(run: Run, trial: int) -> Callable[[], None]:
     """Of the leader and of another member by turns."""
-    return _kill(run, run.node_of(_members(run)[trial % 2]))
+    return _kill(run, run.node_of(run.members()[trial % 2]))
 
 
 def operator_and_node(run: Run, trial: int) -> Callable[[], None]:
     """The operator's leader goes with the node, in the same moment."""
-    node = run.node_of(_members(run)[trial % 2])
+    node = run.node_of(run.members()[trial % 2])
     lease = run.cluster.kubectl(
         "get", "lease", "starcoder-operator", "-n", stages.OPERATOR_NAMESPACE, "-o", "jsonpath={.spec.holderIdentity}"
     ).stdout.partition("_")[0]
@@ -65,13 +64,6 @@ def operator_and_node(run: Run, trial: int) -> Callable[[], None]:
 def _kill(run: Run, node: str) -> Callable[[], None]:
     run.cluster.kill_node(node)
     return lambda: run.cluster.start_node(node)
-
-
-def _members(run: Run) -> list[int]:
-    """Those that take part in the attempt, in rank order."""
-    text = run.kubectl("get", "configmap", names.assignment_name(run.name), "-o", "json")
-    assignment = json.loads(json.loads(text)["data"][names.ASSIGNMENT_KEY])
-    return [int(m["index"]) for m in assignment["members"]]
 
 
 def start(cluster: Cluster, name: str, **changes: Any) -> Run:

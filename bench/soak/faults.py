@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from devcluster.cluster import Cluster
-from examples.demo import stages
 from tests.support.cluster import Run
 
 
@@ -36,7 +35,7 @@ def draw(rng: random.Random, cluster: Cluster, run: Run) -> Fault | None:
         Fault(f"Pod {name} is deleted without grace", lambda: _delete(run, name, "--grace-period=0", "--force")),
         Fault(f"node {node} dies", lambda: cluster.kill_node(node), lambda: cluster.start_node(node), away),
         Fault(f"node {node} is cut off", lambda: cluster.partition(node), lambda: cluster.heal(node), away),
-        Fault("the operator is killed", lambda: _kill_operator(cluster)),
+        Fault("the operator is killed", run.kill_operator),
         Fault("the API server is away", *_component(cluster, "apiserver"), away),
         Fault("S3 is away", *_component(cluster, "s3"), away / 3),
         Fault("the scheduler is away", *_component(cluster, "scheduler"), away),
@@ -51,10 +50,3 @@ def _delete(run: Run, pod: str, *how: str) -> None:
 
 def _component(cluster: Cluster, name: str) -> tuple[Callable[[], None], Callable[[], None]]:
     return lambda: cluster.stop_component(name), lambda: cluster.start_component(name)
-
-
-def _kill_operator(cluster: Cluster) -> None:
-    cluster.kubectl(
-        "delete", "pods", "-n", stages.OPERATOR_NAMESPACE, "-l", "app.kubernetes.io/component=operator",
-        "--grace-period=0", "--force", "--wait=false",
-    )  # fmt: skip

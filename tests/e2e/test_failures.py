@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from devcluster.cluster import Cluster
-from examples.demo import stages
 from starcoder_trainer.contract import names
-from tests.support.cluster import NAMESPACE, Document, Run, manifest, until
+from tests.support.cluster import Run, manifest, resumed, started_at, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -32,23 +31,6 @@ def files(run: Run) -> dict[str, str]:
     head = run.head()
     newest = head.entries[-1]
     return {f.name.rpartition("/")[2]: f.sha256 for f in run.checkpoint(newest).files}
-
-
-def resumed(run: Run, before: Document) -> Document:
-    """Status once a later attempt trains, with what must hold after any failure."""
-    status = run.until(
-        lambda s: s.get("state") == "Running" and s["attempt"] > before["attempt"], "a later attempt trains"
-    )
-    assert status["checkpoint"]["iteration"] >= before["checkpoint"]["iteration"], "a verified checkpoint regressed"
-    assert status["iteration"] >= before["checkpoint"]["iteration"], "training went back behind the checkpoint"
-    return status
-
-
-def started_at(run: Run, member: int = 0) -> int:
-    """Iteration at which the workers of the newest attempt began, as the log says."""
-    pods = [p for p in run.pods() if p["metadata"]["labels"][names.LABEL_MEMBER] == str(member)]
-    log = run.kubectl("logs", pods[-1]["metadata"]["name"], "-c", names.CONTAINER_WORKER, "--tail=-1")
-    return int(re.findall(r"iteration (\d+) of \d+; formed", log)[-1])
 
 
 def test_after_a_killed_worker_the_survivors_keep_their_pods_and_train_from_the_checkpoint(trained_on: Cluster) -> None:
@@ -129,7 +111,7 @@ def test_the_gang_waits_whole_when_one_pod_does_not_fit_and_starts_when_room_app
 def test_training_does_not_notice_that_the_operator_is_deleted(trained_on: Cluster) -> None:
     run = Run(trained_on, manifest("operator-gone", **LONG)).apply()
     before = run.until_checkpoint()
-    delete_operator(trained_on)
+    run.kill_operator()
     status = run.until(
         lambda s: s.get("checkpoint", {}).get("iteration", 0) > before["checkpoint"]["iteration"] + 20,
         "checkpoints go on and the new operator tells of them",
@@ -147,7 +129,7 @@ def test_an_operator_that_is_deleted_in_the_middle_of_a_recovery_is_followed_by_
     before = run.until_checkpoint()
     run.kubectl("delete", "pod", "mid-recovery-w0-0", "--wait=false")
     run.until(lambda s: s.get("state") == "Recovering", "the failure is recorded")
-    delete_operator(trained_on)
+    run.kill_operator()
     status = resumed(run, before)
     assert run.pod_names() == ["mid-recovery-w0-1", "mid-recovery-w1-0"]
     assert status["restarts"]["total"] == 1, "one failure was counted twice"
@@ -191,12 +173,3 @@ def test_a_storage_that_is_away_costs_no_attempt(trained_on: Cluster) -> None:
     )
     assert status["attempt"] == before["attempt"], "an outage of S3 shorter than its retries ended the attempt"
     run.delete()
-
-
-def delete_operator(cluster: Cluster) -> None:
-    """All replicas at once, without grace, as with a node each."""
-    cluster.kubectl(
-        "delete", "pods", "-n", stages.OPERATOR_NAMESPACE, "-l", "app.kubernetes.io/component=operator",
-        "--grace-period=0", "--force",
-    )  # fmt: skip
-    assert NAMESPACE != stages.OPERATOR_NAMESPACE

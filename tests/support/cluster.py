@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -106,6 +107,21 @@ class Run:
     def pod_names(self) -> list[str]:
         return [p["metadata"]["name"] for p in self.pods()]
 
+    def all_pod_names(self) -> list[str]:
+        """Of the run, those that are being deleted included."""
+        found = json.loads(self.kubectl("get", "pods", "-l", f"{names.LABEL_RUN}={self.name}", "-o", "json"))["items"]
+        return sorted(str(p["metadata"]["name"]) for p in found)
+
+    def assignment(self) -> Document:
+        """As the agents read it."""
+        text = self.kubectl("get", "configmap", names.assignment_name(self.name), "-o", "json")
+        found: Document = json.loads(json.loads(text)["data"][names.ASSIGNMENT_KEY])
+        return found
+
+    def members(self) -> list[int]:
+        """Indexes of the members that take part in the attempt, in rank order."""
+        return [int(m["index"]) for m in self.assignment()["members"]]
+
     def node_of(self, member: int) -> str:
         pods = [p for p in self.pods() if p["metadata"]["labels"][names.LABEL_MEMBER] == str(member)]
         return str(pods[-1]["spec"]["nodeName"])
@@ -189,6 +205,37 @@ class Run:
         node = next(n for n in self.cluster.nodes if n.name == pod["spec"]["nodeName"])
         pids = worker_pids(node.ctr, pod)
         node.run("kill", "-9", str(pids[rank_process]))
+
+    def kill_agent(self, member: int) -> None:
+        """SIGKILL to the first process of that member's agent container."""
+        pod = next(p for p in self.pods() if p["metadata"]["labels"][names.LABEL_MEMBER] == str(member))
+        node = next(n for n in self.cluster.nodes if n.name == pod["spec"]["nodeName"])
+        agent = next(c for c in pod["status"]["initContainerStatuses"] if c["name"] == names.CONTAINER_AGENT)
+        node.ctr("tasks", "kill", "--signal", "SIGKILL", agent["containerID"].removeprefix("containerd://"))
+
+    def kill_operator(self) -> None:
+        """All replicas at once, without grace, as with a node each."""
+        self.cluster.kubectl(
+            "delete", "pods", "-n", stages.OPERATOR_NAMESPACE, "-l", "app.kubernetes.io/component=operator",
+            "--grace-period=0", "--force", "--wait=false",
+        )  # fmt: skip
+
+
+def resumed(run: Run, before: Document) -> Document:
+    """Status once a later attempt trains, with what must hold after any failure."""
+    status = run.until(
+        lambda s: s.get("state") == "Running" and s["attempt"] > before["attempt"], "a later attempt trains"
+    )
+    assert status["checkpoint"]["iteration"] >= before["checkpoint"]["iteration"], "a verified checkpoint regressed"
+    assert status["iteration"] >= before["checkpoint"]["iteration"], "training went back behind the checkpoint"
+    return status
+
+
+def started_at(run: Run, member: int = 0) -> int:
+    """Iteration at which the workers of the newest attempt began, as the log says."""
+    pods = [p for p in run.pods() if p["metadata"]["labels"][names.LABEL_MEMBER] == str(member)]
+    log = run.kubectl("logs", pods[-1]["metadata"]["name"], "-c", names.CONTAINER_WORKER, "--tail=-1")
+    return int(re.findall(r"iteration (\d+) of \d+; formed", log)[-1])
 
 
 def worker_pids(ctr: Callable[..., Any], pod: Document) -> Sequence[int]:

@@ -1,0 +1,151 @@
+"""Each way in which a part of a run goes away: what is told, who takes over, and that nothing verified is lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from devcluster.cluster import Cluster
+from starcoder_trainer.contract import names
+from tests.support.cluster import Run, manifest, resumed, started_at, until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+LONG: dict[str, Any] = {"training__iterations": 5000}
+"""Does not end while a test looks at it."""
+SPARE: dict[str, Any] = LONG | {"elasticity__spares": 1}
+
+
+def test_a_spare_takes_the_place_of_a_member_whose_node_is_killed(trained_on: Cluster) -> None:
+    run = Run(trained_on, manifest("spare", **SPARE)).apply()
+    before = run.until_checkpoint()
+    run.until(lambda s: s["workers"].get("spares") == 1, "the spare stands by")
+    node = run.node_of(1)
+    trained_on.kill_node(node)
+    try:
+        status = resumed(run, before)
+        assert run.members() == [0, 2], "the spare did not take over the rank of the lost member"
+        assert status["lastFailure"]["node"] == node
+        assert status["restartsWithoutProgress"] == 0
+        assert status["workers"]["ready"] == 2
+        assert started_at(run) >= before["checkpoint"]["iteration"] > 0
+    finally:
+        trained_on.start_node(node)
+    run.until(lambda s: s["workers"].get("spares") == 1, "a new Pod stands by")
+    assert run.status["attempt"] == status["attempt"], "a spare that came back ended the attempt"
+    run.delete()
+
+
+def test_a_spare_on_a_node_that_dies_is_replaced_and_no_attempt_ends(trained_on: Cluster) -> None:
+    run = Run(trained_on, manifest("idle-spare", **SPARE)).apply()
+    before = run.until_checkpoint()
+    run.until(lambda s: s["workers"].get("spares") == 1, "the spare stands by")
+    node = run.node_of(2)
+    trained_on.kill_node(node)
+    try:
+        run.until(lambda s: s["workers"].get("spares") == 0, "the loss is told")
+        run.until_checkpoint(before["checkpoint"]["iteration"] + 20)
+    finally:
+        trained_on.start_node(node)
+    status = run.until(lambda s: s["workers"].get("spares") == 1, "another stands by")
+    assert (status["attempt"], status["restarts"]["total"]) == (before["attempt"], 0)
+    run.delete()
+
+
+def test_a_partitioned_node_is_given_up_and_its_pod_is_cleaned_away_when_it_is_back(trained_on: Cluster) -> None:
+    run = Run(trained_on, manifest("partition", **SPARE)).apply()
+    before = run.until_checkpoint()
+    run.until(lambda s: s["workers"].get("spares") == 1, "the spare stands by")
+    node = run.node_of(0)  # the leader's: its agent may commit, were it not fenced
+    lost = next(n for n in run.pod_names() if n.startswith("partition-w0-"))
+    trained_on.partition(node)
+    try:
+        status = resumed(run, before)
+        after = run.until_checkpoint(status["checkpoint"]["iteration"])
+    finally:
+        trained_on.heal(node)
+    until(lambda: lost not in run.all_pod_names(), "the old Pod is gone")
+    run.until_checkpoint(after["checkpoint"]["iteration"])
+    attempts = [entry.attempt for entry in run.head().entries]
+    assert attempts == sorted(attempts)
+    assert run.head().attempt == run.status["attempt"] == status["attempt"], "the zombie disturbed its successor"
+    run.delete()
+
+
+def test_an_agent_that_is_killed_starts_again_and_takes_its_member_s_place(trained_on: Cluster) -> None:
+    run = Run(trained_on, manifest("agent-killed", **LONG)).apply()
+    before, pods = run.until_checkpoint(), run.pod_names()
+    run.kill_agent(member=1)
+    status = resumed(run, before)
+    assert run.pod_names() == pods
+    assert status["lastFailure"]["cause"] == "AgentRestarted"
+    assert status["restarts"]["total"] == 1
+    run.delete()
+
+
+def test_a_worker_that_is_out_of_memory_is_told_as_such(trained_on: Cluster) -> None:
+    limits = {"requests": {"cpu": "100m", "memory": "1Gi"}, "limits": {"memory": "2560Mi"}}
+    changes = LONG | {"workers__resources": limits, "workers__sharedMemory": "4Gi"}
+    run = Run(trained_on, manifest("oom", **changes)).apply()
+    before = run.until_checkpoint()
+    # Shared memory counts as the container's and belongs to no process: the largest one, a worker, is killed for it.
+    fill = "dd if=/dev/zero of=/dev/shm/fill bs=1M count=4000; rm -f /dev/shm/fill"
+    run.kubectl("exec", run.pod_names()[1], "-c", names.CONTAINER_WORKER, "--", "sh", "-c", fill, check=False)
+    status = resumed(run, before)
+    assert status["lastFailure"]["cause"] == "OutOfMemory", status["lastFailure"]
+    run.delete()
+
+
+def test_a_loss_that_is_no_number_is_told_with_python_s_message(trained_on: Cluster) -> None:
+    optimizer = {"lr": 1e6, "minLr": 1e6, "warmupIterations": 0, "clipGrad": 0}
+    policy = {"maxRestartsWithoutProgress": 1}
+    changes = {"training__optimizer": optimizer, "failurePolicy": policy, "checkpoint__everyIterations": 1000}
+    run = Run(trained_on, manifest("diverges", **LONG | changes)).apply()
+    status = run.until_state("Failed", seconds=600)
+    assert "DivergedError" in status["lastFailure"]["message"]
+    assert "lower" in status["message"]
+    run.delete()
+
+
+def test_a_whole_gang_that_is_lost_is_placed_again_as_a_gang_and_resumes(trained_on: Cluster) -> None:
+    run = Run(trained_on, manifest("power-cut", **LONG)).apply()
+    before = run.until_checkpoint()
+    nodes = [n.name for n in trained_on.nodes]
+    for node in nodes:
+        trained_on.kill_node(node)
+    for node in nodes:
+        trained_on.start_node(node)
+    status = resumed(run, before)
+    assert status["restartsWithoutProgress"] == 0, "the power cut was charged to the run"
+    assert started_at(run, run.members()[0]) >= before["checkpoint"]["iteration"] > 0
+    run.delete()
+
+
+def test_a_second_node_that_dies_during_the_recovery_is_recovered_from_as_well(trained_on: Cluster) -> None:
+    run = Run(trained_on, manifest("two-faults", **LONG)).apply()
+    before = run.until_checkpoint()
+    first, second = run.node_of(0), run.node_of(1)
+    trained_on.kill_node(first)
+    run.until(lambda s: s.get("state") == "Recovering", "the first is noticed")
+    trained_on.kill_node(second)
+    trained_on.start_node(first)
+    trained_on.start_node(second)
+    status = resumed(run, before)
+    assert status["restartsWithoutProgress"] == 0
+    run.delete()
+
+
+def test_operator_and_node_are_lost_together(trained_on: Cluster) -> None:
+    run = Run(trained_on, manifest("operator-and-node", **SPARE)).apply()
+    before = run.until_checkpoint()
+    run.until(lambda s: s["workers"].get("spares") == 1, "the spare stands by")
+    node = run.node_of(1)
+    run.kill_operator()
+    trained_on.kill_node(node)
+    try:
+        status = resumed(run, before)
+        assert status["lastFailure"]["node"] == node
+    finally:
+        trained_on.start_node(node)
+    run.delete()
