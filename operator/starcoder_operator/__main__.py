@@ -50,7 +50,7 @@ class Operator:
         clock = SystemClock()
         self._activity = Activity(clock)
         self._sightings = Sightings(clock)
-        self._nodes = NodeCache()
+        self._nodes = NodeCache(settings.device_fault_conditions)
         memory = self._memory = Memory()
         self._kube = Kube(
             configuration,

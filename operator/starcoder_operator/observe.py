@@ -33,7 +33,7 @@ from .adapters.kinds import (
 )
 from .adapters.kube import Kube
 from .adapters.memory import Memory, RunMemory
-from .adapters.nodes import NodeCache, node_view
+from .adapters.nodes import NodeCache
 from .adapters.sightings import Sightings, lease_sighting
 from .api.v1alpha1 import StarCoderRunSpec, StarCoderRunStatus
 from .build import rbac
@@ -232,7 +232,7 @@ class Observer:
 
     async def _node(self, name: str) -> NodeView | None:
         try:
-            return node_view(await self._kube.get(NODES, "", name))
+            return self._nodes.view(await self._kube.get(NODES, "", name))
         except ApiAbsent:
             raise
         except NotFound:

@@ -11,6 +11,16 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Seconds = Annotated[float, Field(gt=0)]
 
+DEVICE_FAULT_CONDITIONS = (
+    "GpuMemWatch",
+    "GpuNvlinkWatch",
+    "GpuPcieWatch",
+    "SysLogsXIDError",
+    "SysLogsGPUFallenOff",
+    "NVSwitchFatalError",
+)
+"""Of NVSentinel's monitors of DCGM and the kernel's log; True means a fault."""
+
 
 class Settings(BaseSettings):
     """Operator of StarCoderRun: watches runs, places their Pods as a gang, says who trains what in which attempt."""
@@ -34,6 +44,9 @@ class Settings(BaseSettings):
 
     heartbeat_stale: Seconds = 15.0
     """Seconds without a renewal after which a member's agent is taken for lost."""
+    device_fault_conditions: Annotated[tuple[str, ...], NoDecode] = DEVICE_FAULT_CONDITIONS
+    """Types of Node conditions that tell of a broken GPU or link where they are True, comma-separated: members there
+    are replaced elsewhere. Default: NVSentinel's. Empty: none."""
     status_interval: Seconds = 5.0
     """Least seconds between two status writes that change only progress figures."""
     status_interval_large: Seconds = 15.0
@@ -82,7 +95,7 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "text"] = "auto"
     """auto: text in a terminal, else one JSON object a line."""
 
-    @field_validator("namespaces", mode="before")
+    @field_validator("namespaces", "device_fault_conditions", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         parts = [value] if isinstance(value, str) else value

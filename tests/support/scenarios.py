@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Self
 
 from starcoder_operator.api.v1alpha1 import Condition, StarCoderRunStatus
@@ -110,16 +111,27 @@ class Scenario:
         self.cluster.node_returns(node)
         return self
 
-    def worker_fails(self, member: int, cause: str = "Crash", message: str = "worker raised") -> Self:
+    def worker_fails(
+        self, member: int, cause: str = "Crash", message: str = "worker raised", fingerprint: str = ""
+    ) -> Self:
         agent = self.pod(member).agent
         assert agent is not None
-        assert agent.crash(cause, message)  # type: ignore[arg-type]
+        assert agent.crash(cause, message, fingerprint)  # type: ignore[arg-type]
         self.cluster.settle_cluster()
         return self
 
     def failed(self, node: str) -> Self:
         """The node is lost and the run has gone on from it."""
         return self.node_dies(node).passes()
+
+    def device_breaks(self, node: str, *faults: str) -> Self:
+        """Conditions of the node that say so; none: it is well again."""
+        self.cluster.nodes[node] = replace(self.cluster.nodes[node], faults=faults)
+        return self
+
+    def cordoned(self, node: str) -> Self:
+        self.cluster.nodes[node] = replace(self.cluster.nodes[node], unschedulable=True)
+        return self
 
     def hindered(self, reason: str, message: str = "no such thing; mend it") -> Self:
         self.cluster.world.store.problem = Problem(reason, message)  # type: ignore[arg-type]

@@ -95,14 +95,15 @@ class Agent:
         if self.running is not None and assignment is not None:
             self._work(self.running, len(assignment.members), assignment.gpus_per_member)
 
-    def crash(self, cause: Cause = "Crash", message: str = "worker raised") -> bool:
+    def crash(self, cause: Cause = "Crash", message: str = "worker raised", fingerprint: str = "") -> bool:
         """A worker of this Pod ends; whether there was one."""
         if self.running is None:
             return False
         attempt = self.running
         self._end_workers()
         rank = min(self.machine._workers.ranks) if self.machine._workers else 0
-        self.tell(m.WorkerExited(self.world.now, Exited(attempt, rank, 70, Failure(cause, message, 70, rank))))
+        failure = Failure(cause, message, 70, rank, self.iteration, fingerprint)
+        self.tell(m.WorkerExited(self.world.now, Exited(attempt, rank, 70, failure)))
         return True
 
     def vanish(self) -> None:

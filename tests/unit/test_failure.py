@@ -125,7 +125,7 @@ def test_of_equal_failures_the_lowest_member_s_is_told() -> None:
 def test_infrastructure_is_charged_to_nobody() -> None:
     free = {cause for cause, rule in CAUSES.items() if rule.charge is Charge.NOBODY}
     assert free == {
-        Cause.NODE_LOST, Cause.DISRUPTED, Cause.POD_DELETED, Cause.POD_FAILED, Cause.STORAGE,
+        Cause.NODE_LOST, Cause.DEVICE_UNHEALTHY, Cause.DISRUPTED, Cause.POD_DELETED, Cause.POD_FAILED, Cause.STORAGE,
         Cause.AGENT_UNRESPONSIVE, Cause.FENCED,
     }  # fmt: skip
 
@@ -137,7 +137,7 @@ def test_a_failure_is_counted_by_cause_and_charged_by_its_rule(cause: Cause) -> 
     assert after.restarts_without_progress == (CAUSES[cause].charge is Charge.RUN)
     assert after.last_failure is not None
     assert after.last_failure.to_dict() == {
-        "cause": cause, "node": "n", "pod": "p", "exitCode": 70, "message": "why", "at": NOW,
+        "cause": cause, "node": "n", "nodes": ["n"], "pod": "p", "exitCode": 70, "message": "why", "at": NOW,
     }  # fmt: skip
 
 

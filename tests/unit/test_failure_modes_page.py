@@ -27,6 +27,14 @@ def test_each_cause_has_its_row_in_the_order_of_precedence() -> None:
 
 
 @pytest.mark.parametrize("cause", list(Cause))
+def test_a_cause_s_row_says_what_is_done_and_whether_the_node_is_blamed(cause: Cause) -> None:
+    rule = CAUSES[cause]
+    _, _, blamed, done, _ = rows("Causes")[cause]
+    assert blamed == ("yes" if rule.blames_node else "no")
+    assert done.startswith(rule.response)
+
+
+@pytest.mark.parametrize("cause", list(Cause))
 def test_a_cause_s_row_says_whether_it_is_charged(cause: Cause) -> None:
     rule = CAUSES[cause]
     charged = rows("Causes")[cause][1]

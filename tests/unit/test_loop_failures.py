@@ -8,7 +8,7 @@ import torch
 from starcoder_trainer.contract import exits
 from starcoder_trainer.contract.codec import ContractError
 from starcoder_trainer.contract.report import Cause
-from starcoder_trainer.failures import ConfigurationError, FormationError, classify, failure_of
+from starcoder_trainer.failures import ConfigurationError, DivergedError, FormationError, classify, failure_of
 from starcoder_trainer.storage.store import AccessDenied, Unreachable
 
 
@@ -34,6 +34,11 @@ def chained(outer: Exception, inner: Exception) -> Exception:
         (RuntimeError("gloo/pair.cc:545] Read error [10.0.0.1]: Connection reset by peer"), "Peer", exits.PEER_LOST),
         (torch.distributed.DistBackendError("NCCL error: ncclRemoteError: remote process exited"), "Peer", 75),
         (BrokenPipeError(32, "Broken pipe"), "Peer", exits.PEER_LOST),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "DeviceError", exits.CRASH),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling x"), "DeviceError", exits.CRASH),
+        (torch.distributed.DistBackendError("NCCL error: unhandled cuda error"), "DeviceError", exits.CRASH),
+        (chained(ValueError("in backward"), RuntimeError("CUDA error: uncorrectable ECC")), "DeviceError", exits.CRASH),
+        (RuntimeError("CUDA error: device-side assert triggered"), "Crash", exits.CRASH),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "Crash", exits.CRASH),
         (ZeroDivisionError("division by zero"), "Crash", exits.CRASH),
     ],
@@ -49,3 +54,37 @@ def test_the_message_is_one_line_with_the_kind_of_error_and_not_endless() -> Non
     message = failure_of(RuntimeError("first\nsecond " + "x" * 5000), 0, None).message
     assert message.startswith("RuntimeError: first second x")
     assert len(message) == 1000
+
+
+def raised(error: Exception) -> Exception:
+    try:
+        raise error
+    except type(error) as e:
+        return e
+
+
+def test_the_same_error_of_the_code_has_one_fingerprint_whatever_numbers_its_message_holds() -> None:
+    one, other = (
+        failure_of(raised(IndexError(f"token {number} at 0x{number:x}")), rank, 7)
+        for rank, number in ((0, 512), (3, 77))
+    )
+    assert one.fingerprint == other.fingerprint
+    assert len(one.fingerprint) == 16
+
+
+def test_another_kind_place_or_sentence_is_another_fingerprint() -> None:
+    same_place = [raised(e) for e in (IndexError("token 5"), KeyError("token 5"), IndexError("sample 5"))]
+    errors = [*same_place, IndexError("token 5")]
+    assert len({failure_of(e, 0, 7).fingerprint for e in errors}) == 4
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("CUDA error: unspecified launch failure"), Unreachable("x"), BrokenPipeError(32, "Broken pipe")],
+)
+def test_what_the_code_did_not_do_has_no_fingerprint(error: Exception) -> None:
+    assert failure_of(raised(error), 0, 7).fingerprint == ""
+
+
+def test_a_loss_that_is_no_number_is_an_error_of_the_code() -> None:
+    assert failure_of(raised(DivergedError("iteration 8: loss is nan")), 0, 7).fingerprint

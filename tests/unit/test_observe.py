@@ -140,7 +140,7 @@ class Bench:
         self.time = Time()
         self.server = Server(stored_run(), *things)
         self.memory = Memory()
-        self.nodes = NodeCache()
+        self.nodes = NodeCache(fault_conditions=("GpuMemWatch",))
         self.observe = Observer(self.server, self.time, Sightings(self.time), self.nodes, self.memory)
 
     async def look(self):
@@ -417,3 +417,24 @@ def test_a_container_says_how_it_is(status, seen):
 )
 def test_more_fields_than_wanted_are_fine_and_other_lists_are_not(there, wanted, covered):
     assert covers(there, wanted) is covered
+
+
+async def test_a_node_is_seen_with_the_faults_that_its_conditions_tell_and_its_gpus(bench):
+    bench.server.add(made_pod(1, 4))
+    sick = node("n1") | {
+        "status": {
+            "allocatable": {"cpu": "8", "nvidia.com/gpu": "8", "example.com/odd": "1k"},
+            "conditions": [
+                {"type": "Ready", "status": "True"},
+                {"type": "GpuMemWatch", "status": "True", "message": "ECC"},
+                {"type": "MemoryPressure", "status": "True"},
+            ],
+        }
+    }
+    bench.server.add(sick)
+    seen = (await bench.look()).nodes["n1"]
+    assert (seen.ready, seen.faults, seen.extended) == (True, ("GpuMemWatch: ECC",), {"nvidia.com/gpu": 8})
+    well = [c | {"status": "False"} if c["type"] == "GpuMemWatch" else c for c in sick["status"]["conditions"]]
+    assert bench.nodes.node_seen(sick)
+    assert bench.nodes.node_seen(sick | {"status": {"conditions": well}})
+    assert (await bench.look()).nodes["n1"].faults == ()

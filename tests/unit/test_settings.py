@@ -38,6 +38,12 @@ def test_namespaces_in_the_environment_are_separated_by_commas(monkeypatch: pyte
     assert parse([]).namespaces == ("team-a", "team-b")
 
 
+def test_device_faults_are_those_of_nvsentinel_unless_others_or_none_are_named() -> None:
+    assert "SysLogsXIDError" in parse([]).device_fault_conditions
+    assert parse(["--device-fault-conditions", "GpuGone,LinkDown"]).device_fault_conditions == ("GpuGone", "LinkDown")
+    assert parse(["--device-fault-conditions="]).device_fault_conditions == ()
+
+
 def test_help_describes_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         parse(["--help"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import traceback
 from collections.abc import Iterator
+from pathlib import PurePath
 
 from starcoder_trainer.contract import exits
 from starcoder_trainer.contract.codec import ContractError
@@ -29,6 +32,7 @@ _EXIT_CODES: dict[Cause, int] = {
     "Peer": exits.PEER_LOST,
     "FormationTimeout": exits.FORMATION,
     "OutOfMemory": exits.CRASH,
+    "DeviceError": exits.CRASH,
     "Crash": exits.CRASH,
 }
 
@@ -38,6 +42,19 @@ _BROKEN_CONNECTION = re.compile(
     r"timed out waiting \d+ms for (recv|send) operation",
     re.IGNORECASE,
 )
+
+_DEVICE = re.compile(
+    r"\b(CUDA|HIP) (driver )?error|CUBLAS_STATUS_|CUDNN_STATUS_|NCCL (WARN|error)|\bnccl(Unhandled|System|Internal)|"
+    r"uncorrectable (NVLink|ECC)|\bXid\b|unspecified launch failure|GPU is lost|fallen off the bus",
+    re.IGNORECASE,
+)
+"""What CUDA, its libraries and the driver say, by their headers and by torch's c10/cuda and c10d."""
+_CODE_ON_DEVICE = re.compile(
+    r"device-side assert|no kernel image is available|invalid device ordinal|named symbol not found", re.IGNORECASE
+)
+"""Errors of CUDA that the code or its image makes, on any device."""
+_VARIES = re.compile(r"0x[0-9a-f]+|\d+(\.\d+)?(e[-+]?\d+)?", re.IGNORECASE)
+"""Parts of a message that differ from rank to rank and from time to time."""
 
 
 def classify(error: BaseException) -> Cause:
@@ -58,9 +75,23 @@ def classify(error: BaseException) -> Cause:
                 return "OutOfMemory"
             case RuntimeError() | ConnectionError() if _BROKEN_CONNECTION.search(str(e)):
                 return "Peer"
+            case RuntimeError() if _DEVICE.search(str(e)) and not _CODE_ON_DEVICE.search(str(e)):
+                return "DeviceError"
             case _:
                 pass
     return "Crash"
+
+
+def fingerprint(error: BaseException) -> str:
+    """16 hex digits: the same for the same kind of error, raised at the same line, with the same words but for numbers.
+
+    Whose fault it is, is not judged here: only a `Crash` has one in its report.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{PurePath(frames[-1].filename).name}:{frames[-1].name}:{frames[-1].lineno}" if frames else ""
+    what = f"{type(error).__module__}.{type(error).__qualname__}"
+    text = "|".join((what, where, _VARIES.sub("#", str(error))))
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
 
 
 def exit_code(cause: Cause) -> int:
@@ -71,7 +102,14 @@ def failure_of(error: BaseException, rank: int, iteration: int | None) -> Failur
     """What the worker of `rank` tells before it ends."""
     cause = classify(error)
     text = " ".join(str(error).split()) or "no message"
-    return Failure(cause, f"{type(error).__name__}: {text}"[:1000], exit_code(cause), rank, iteration)
+    return Failure(
+        cause,
+        f"{type(error).__name__}: {text}"[:1000],
+        exit_code(cause),
+        rank,
+        iteration,
+        fingerprint(error) if cause == "Crash" else "",
+    )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

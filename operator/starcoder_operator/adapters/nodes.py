@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 
 from starcoder_operator.domain.snapshot import NodeView
 
@@ -12,10 +13,16 @@ RunKey = tuple[str, str]
 """(namespace, name) of a StarCoderRun."""
 
 
-def node_view(node: Manifest) -> NodeView:
-    """A Node's facts that decide whether a gang may stay there."""
+def node_view(node: Manifest, fault_conditions: Collection[str] = ()) -> NodeView:
+    """A Node's facts that decide whether a gang may stay there.
+
+    Args:
+        fault_conditions: types of conditions that tell of a broken device where they are True.
+    """
     spec, status = node.get("spec") or {}, node.get("status") or {}
-    ready = next((c.get("status") for c in status.get("conditions") or [] if c.get("type") == "Ready"), "Unknown")
+    conditions: list[Manifest] = status.get("conditions") or []
+    ready = str(next((c.get("status") for c in conditions if c.get("type") == "Ready"), "Unknown"))
+    faults = [c for c in conditions if c.get("type") in fault_conditions and c.get("status") == "True"]
     return NodeView(
         name=node["metadata"]["name"],
         ready={"True": True, "False": False}.get(ready),
@@ -23,7 +30,17 @@ def node_view(node: Manifest) -> NodeView:
         noexecute_taints=tuple(
             sorted(str(t.get("key")) for t in spec.get("taints") or [] if t.get("effect") == "NoExecute")
         ),
+        faults=tuple(sorted(_said(c) for c in faults)),
+        extended={
+            name: int(amount)
+            for name, amount in (status.get("allocatable") or {}).items()
+            if "/" in name and str(amount).isdecimal()
+        },
     )
+
+
+def _said(condition: Manifest) -> str:
+    return ": ".join(filter(None, (str(condition["type"]), str(condition.get("message") or ""))))
 
 
 class NodeCache:
@@ -32,7 +49,9 @@ class NodeCache:
     A Node that is not here may still exist (the watch may be behind): ask the API server before taking it for gone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fault_conditions: Collection[str] = ()) -> None:
+        """`fault_conditions`: as in `node_view`."""
+        self._fault_conditions = frozenset(fault_conditions)
         self._views: dict[str, NodeView] = {}
         self._pods: dict[str, dict[str, RunKey]] = defaultdict(dict)
         """Node -> uid of Pod -> run."""
@@ -40,10 +59,13 @@ class NodeCache:
 
     def node_seen(self, node: Manifest) -> bool:
         """Whether anything of importance changed."""
-        view = node_view(node)
+        view = self.view(node)
         changed = self._views.get(view.name) != view
         self._views[view.name] = view
         return changed
+
+    def view(self, node: Manifest) -> NodeView:
+        return node_view(node, self._fault_conditions)
 
     def node_gone(self, name: str) -> None:
         self._views.pop(name, None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from starcoder_operator.api.v1alpha1 import LastFailure, Restarts, StarCoderRunStatus
 
@@ -17,11 +18,13 @@ from .members import LossKind, MemberView
 
 class Cause(StrEnum):
     NODE_LOST = "NodeLost"
+    DEVICE_UNHEALTHY = "DeviceUnhealthy"
     DISRUPTED = "Disrupted"
     POD_DELETED = "PodDeleted"
     POD_FAILED = "PodFailed"
     OUT_OF_MEMORY = "OutOfMemory"
     USER_ERROR = "UserError"
+    DEVICE_ERROR = "DeviceError"
     CRASH = "Crash"
     CONTAINER_CRASHED = "ContainerCrashed"
     AGENT_RESTARTED = "AgentRestarted"
@@ -40,8 +43,11 @@ class Charge(StrEnum):
 
 
 class Response(StrEnum):
-    RESTART = "restart"
-    """Survivors keep their Pods and start their workers again; lost Pods are replaced under new names."""
+    RESTART = "restart in place"
+    """The member keeps its Pod and starts its workers again, as all survivors do."""
+    REPLACE = "replace the Pod"
+    """Under a new name, elsewhere; a spare takes the place at once, and where no Pod finds room in time the run shrinks
+    (spec.elasticity)."""
     FAIL = "fail"
     """Another try would meet the same: the run is Failed at once."""
 
@@ -50,32 +56,66 @@ class Response(StrEnum):
 class Rule:
     recognised: str
     charge: Charge
-    response: Response = Response.RESTART
+    response: Response
+    blames_node: bool = False
+    """Such failures are counted by node; one that has failed a run twice within an hour is avoided (`avoidance`)."""
 
 
 CAUSES: dict[Cause, Rule] = {
     Cause.NODE_LOST: Rule(
-        "Node is NotReady, gone, has a NoExecute taint not tolerated, or is Unknown and its agent silent", Charge.NOBODY
+        "Node is NotReady, gone, has a NoExecute taint not tolerated, or is Unknown and its agent silent",
+        Charge.NOBODY, Response.REPLACE, blames_node=True,
     ),
-    Cause.DISRUPTED: Rule("Pod has condition DisruptionTarget: preempted, evicted, node shut down", Charge.NOBODY),
-    Cause.POD_DELETED: Rule("Pod is being deleted or is gone", Charge.NOBODY),
-    Cause.POD_FAILED: Rule("Pod's phase is Failed: its node gave it up (restartPolicy is OnFailure)", Charge.NOBODY),
-    Cause.OUT_OF_MEMORY: Rule("agent reports OutOfMemory, or the worker container was OOMKilled", Charge.RUN),
-    Cause.USER_ERROR: Rule("agent reports UserError: configuration, data or import error", Charge.RUN, Response.FAIL),
-    Cause.CRASH: Rule("agent reports Crash: a worker raised or was killed by a signal", Charge.RUN),
-    Cause.CONTAINER_CRASHED: Rule("the worker container ended while its attempt was running", Charge.RUN),
-    Cause.AGENT_RESTARTED: Rule("the boot id in the Lease is not the one in the assignment", Charge.RUN),
-    Cause.STORAGE: Rule("agent reports Storage: S3 gave up after retries", Charge.NOBODY),
-    Cause.AGENT_UNRESPONSIVE: Rule("the Lease is stale while another member's is fresh", Charge.NOBODY),
-    Cause.FENCED: Rule("HEAD in S3 belongs to a higher attempt", Charge.NOBODY),
-    Cause.FORMATION_TIMEOUT: Rule("agent reports FormationTimeout: the process group did not form", Charge.RUN),
-    Cause.PEER: Rule("workers lost their connection to others, and no other cause showed in time", Charge.RUN),
-}
+    Cause.DEVICE_UNHEALTHY: Rule(
+        "Node has a condition of the operator's list of device faults (setting device-fault-conditions)",
+        Charge.NOBODY, Response.REPLACE, blames_node=True,
+    ),
+    Cause.DISRUPTED: Rule(
+        "Pod has condition DisruptionTarget: preempted, evicted, node shut down", Charge.NOBODY, Response.REPLACE
+    ),
+    Cause.POD_DELETED: Rule("Pod is being deleted or is gone", Charge.NOBODY, Response.REPLACE),
+    Cause.POD_FAILED: Rule(
+        "Pod's phase is Failed: its node gave it up (restartPolicy is OnFailure)",
+        Charge.NOBODY, Response.REPLACE, blames_node=True,
+    ),
+    Cause.OUT_OF_MEMORY: Rule(
+        "agent reports OutOfMemory, or the worker container was OOMKilled", Charge.RUN, Response.RESTART
+    ),
+    Cause.USER_ERROR: Rule(
+        "agent reports UserError: configuration, data or import error; or an exception of the code came twice at the "
+        "same iteration on different nodes",
+        Charge.RUN, Response.FAIL,
+    ),
+    Cause.DEVICE_ERROR: Rule(
+        "agent reports DeviceError: an error of CUDA, NCCL or the device under it",
+        Charge.RUN, Response.RESTART, blames_node=True,
+    ),
+    Cause.CRASH: Rule("agent reports Crash: a worker raised or was killed by a signal", Charge.RUN, Response.RESTART),
+    Cause.CONTAINER_CRASHED: Rule(
+        "the worker container ended while its attempt was running", Charge.RUN, Response.RESTART
+    ),
+    Cause.AGENT_RESTARTED: Rule(
+        "the boot id in the Lease is not the one in the assignment", Charge.RUN, Response.RESTART
+    ),
+    Cause.STORAGE: Rule("agent reports Storage: S3 gave up after retries", Charge.NOBODY, Response.RESTART),
+    Cause.AGENT_UNRESPONSIVE: Rule(
+        "the Lease is stale while another member's is fresh", Charge.NOBODY, Response.REPLACE, blames_node=True
+    ),
+    Cause.FENCED: Rule("HEAD in S3 belongs to a higher attempt", Charge.NOBODY, Response.RESTART),
+    Cause.FORMATION_TIMEOUT: Rule(
+        "agent reports FormationTimeout: the process group did not form", Charge.RUN, Response.RESTART
+    ),
+    Cause.PEER: Rule(
+        "workers lost their connection to others, and no other cause showed in time", Charge.RUN, Response.RESTART
+    ),
+}  # fmt: skip
+"""How each cause is recognised, who is charged, what is done with the member it shows on."""
 
 PRECEDENCE = {cause: i for i, cause in enumerate(CAUSES)}
 
 _LOSSES = {
     LossKind.NODE: Cause.NODE_LOST,
+    LossKind.DEVICE: Cause.DEVICE_UNHEALTHY,
     LossKind.DISRUPTED: Cause.DISRUPTED,
     LossKind.DELETED: Cause.POD_DELETED,
     LossKind.FAILED: Cause.POD_FAILED,
@@ -94,17 +134,25 @@ class Failure:
     node: str
     message: str
     exit_code: int | None = None
+    iteration: int | None = None
+    """Iterations done before it; None: before the first of its attempt, or not known."""
+    fingerprint: str = ""
+    """Of an exception of the code's own (`contract.report.Failure.fingerprint`)."""
 
     @property
     def rule(self) -> Rule:
         return CAUSES[self.cause]
 
-    def as_status(self, now: str) -> LastFailure:
+    def as_status(self, now: str, nodes: tuple[str, ...] = ()) -> LastFailure:
+        """`nodes`: where the same was seen, this member's included."""
         return LastFailure(
             cause=self.cause,
             node=self.node or None,
             pod=self.pod or None,
             exit_code=self.exit_code,
+            iteration=self.iteration,
+            fingerprint=self.fingerprint or None,
+            nodes=nodes or ((self.node,) if self.node else ()),
             message=self.message,
             at=now,
         )
@@ -142,8 +190,8 @@ def _of_member(member: MemberView, attempt: int, boot_id: str) -> Failure | None
     if member.loss is not None and member.loss.kind is not LossKind.SILENT:
         return lost(member)
 
-    def sign(cause: Cause, message: str, exit_code: int | None = None) -> Failure:
-        return Failure(cause, member.index, member.pod_name, member.node, message, exit_code)
+    def sign(cause: Cause, message: str, exit_code: int | None = None, **more: Any) -> Failure:
+        return Failure(cause, member.index, member.pod_name, member.node, message, exit_code, **more)
 
     if own and report is not None and report.fenced_by is not None and report.fenced_by > attempt:
         return sign(Cause.FENCED, f"HEAD in S3 belongs to attempt {report.fenced_by}, this is {attempt}")
@@ -152,7 +200,10 @@ def _of_member(member: MemberView, attempt: int, boot_id: str) -> Failure | None
         if said is None:
             return sign(Cause.CRASH, "the agent reports its workers as failed and gives no cause")
         where = "" if said.rank is None else f"rank {said.rank}: "
-        return sign(Cause(said.cause), where + said.message, said.exit_code)
+        return sign(
+            Cause(said.cause), where + said.message, said.exit_code,
+            iteration=said.iteration, fingerprint=said.fingerprint,
+        )  # fmt: skip
     worker = member.worker
     if worker is not None and not worker.ready and worker.exit_code is not None:
         if worker.terminated_reason == "OOMKilled":
@@ -169,12 +220,17 @@ def _of_member(member: MemberView, attempt: int, boot_id: str) -> Failure | None
     return lost(member)
 
 
-def charged(status: StarCoderRunStatus, failure: Failure, now: str) -> StarCoderRunStatus:
-    """The status with this failure counted, once."""
+def rule_of(cause: str) -> Rule | None:
+    """Of a cause as a status has it; None for one that another version of the operator knew."""
+    return CAUSES[Cause(cause)] if cause in set(Cause) else None
+
+
+def charged(status: StarCoderRunStatus, failure: Failure, now: str, nodes: tuple[str, ...] = ()) -> StarCoderRunStatus:
+    """The status with this failure counted, once. `nodes`: where the same was seen."""
     return status.model_copy(update={
         "restarts": _counted(status.restarts, failure.cause, 1),
         "restarts_without_progress": status.restarts_without_progress + (failure.rule.charge is Charge.RUN),
-        "last_failure": failure.as_status(now),
+        "last_failure": failure.as_status(now, nodes),
     })  # fmt: skip
 
 

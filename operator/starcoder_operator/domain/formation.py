@@ -51,6 +51,8 @@ class Ended:
     """The running attempt has failed: count it, then hold the next."""
 
     failure: Failure
+    signs: tuple[Failure, ...] = ()
+    """All that members showed of it."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,16 @@ class AwaitCause:
     """Workers lost their peers; the cause may show in a moment."""
 
     failure: Failure
+    signs: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True)
+class BackOff:
+    """All is ready, and the run has failed too often to be started at once."""
+
+    until: str
+    """RFC 3339."""
+    message: str
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,7 @@ class Finished:
     """The last iteration is trained and its checkpoint is in HEAD."""
 
 
-Decision = Stay | Hold | Go | Ended | AwaitCause | Unclear | Finished
+Decision = Stay | Hold | Go | Ended | AwaitCause | BackOff | Unclear | Finished
 
 
 def decide(snapshot: Snapshot, members: tuple[MemberView, ...], config_json: str) -> Decision:
@@ -237,7 +249,7 @@ def _while_running(snapshot: Snapshot, members: tuple[MemberView, ...], current:
             return Unclear()
         behind = [r for r in reports if r.attempt != current.attempt or r.state not in ("training", "done")]
         return Stay(f"{len(behind)} of {len(at_work)} members form the group or load" if behind else "")
-    return AwaitCause(first) if first.cause is Cause.PEER else Ended(first)
+    return AwaitCause(first, failures) if first.cause is Cause.PEER else Ended(first, failures)
 
 
 def _listing(items: list[str], most: int = 5) -> str:

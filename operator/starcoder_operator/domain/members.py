@@ -27,6 +27,7 @@ OWN_TOLERATIONS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachab
 
 class LossKind(StrEnum):
     NODE = "node"
+    DEVICE = "device"
     DISRUPTED = "disrupted"
     DELETED = "deleted"
     FAILED = "failed"
@@ -151,6 +152,12 @@ def node_trouble(
     return None
 
 
+def device_trouble(name: str, nodes: dict[str, NodeView]) -> str | None:
+    """What its node conditions say of broken devices; None where they say nothing."""
+    node = nodes.get(name)
+    return f"node {name} has a faulty device: {'; '.join(node.faults)}" if node is not None and node.faults else None
+
+
 def _tolerates(toleration: Toleration, key: str) -> bool:
     """For ever, whatever the taint's value: then nobody evicts the Pod."""
     return (
@@ -201,6 +208,8 @@ def _loss(snapshot: Snapshot, pod: PodView | None, name: str, node_before: str, 
         return Loss(LossKind.FINISHED, node, f"Pod {name} ended before the run was complete")
     if trouble:
         return Loss(LossKind.NODE, node, trouble)
+    if fault := device_trouble(node, snapshot.nodes):
+        return Loss(LossKind.DEVICE, node, fault)
     if pod is None:
         return Loss(LossKind.DELETED, node, f"Pod {name} is gone") if name else None
     if pod.disruption and (pod.deleting or pod.phase == "Failed"):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from . import reasons
 from .elasticity import pool_size
-from .members import MemberView, node_trouble
+from .members import MemberView, device_trouble, node_trouble
 from .plan import Action, CreatePod, DeleteGang, DeletePod, EnsureGang
 from .pod_template import template_digest
 from .snapshot import PodView, Snapshot, own_assignment
@@ -137,8 +137,7 @@ def _in_vain(snapshot: Snapshot, member: MemberView, digest: str) -> str:
         current = snapshot.gang.name if snapshot.gang else ""
         if pod.scheduling_group != current:
             return f"it waits in PodGroup {pod.scheduling_group}, which is gone"
-    tolerations = snapshot.spec.workers.tolerations
-    back = [n for n in pod.avoided_nodes if n in snapshot.nodes and not node_trouble(n, snapshot.nodes, tolerations)]
+    back = [n for n in pod.avoided_nodes if n in snapshot.nodes and not _is_unfit(snapshot, n)]
     return f"it waits and avoids node {back[0]}, which is well again" if back else ""
 
 
@@ -252,10 +251,13 @@ def lost_nodes(snapshot: Snapshot) -> tuple[str, ...]:
     """Nodes on which Pods of this run can't go on, as long as they are lost."""
     known = {pod.node for pod in snapshot.pods} | {node for pod in snapshot.pods for node in pod.avoided_nodes}
     known |= {lease.report.node for lease in snapshot.leases if lease.report is not None}
-    tolerations = snapshot.spec.workers.tolerations
-    return tuple(
-        sorted(n for n in known if n in snapshot.nodes and node_trouble(n, snapshot.nodes, tolerations) is not None)
-    )
+    return tuple(sorted(n for n in known if n in snapshot.nodes and _is_unfit(snapshot, n)))
+
+
+def _is_unfit(snapshot: Snapshot, node: str) -> bool:
+    """It is lost, or its devices are broken."""
+    lost = node_trouble(node, snapshot.nodes, snapshot.spec.workers.tolerations)
+    return lost is not None or device_trouble(node, snapshot.nodes) is not None
 
 
 def _incarnations(

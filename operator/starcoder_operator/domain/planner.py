@@ -13,12 +13,13 @@ from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
 from starcoder_operator.api.v1alpha1.status import State
 from starcoder_trainer.contract.assignment import Assignment
 
-from . import failure, progress, reasons, situation, story
+from . import backoff, failure, progress, reasons, situation, story, user_error
 from .conditions import Claim, merged
 from .elasticity import pool_size
 from .failure import Failure, Response
 from .formation import (
     AwaitCause,
+    BackOff,
     Decision,
     Ended,
     Finished,
@@ -132,13 +133,15 @@ def _wanted(
 ) -> Outcome:
     """A run that is to train."""
     config = training_config(snapshot.name, snapshot.namespace, snapshot.uid, snapshot.spec).to_json()
-    decision = _out_of_patience(snapshot, status, decide(snapshot, members, config))
+    decision = _backed_off(snapshot, status, _out_of_patience(snapshot, status, decide(snapshot, members, config)))
     placement, write = unchanged(snapshot, members), None
     match decision:
         case Finished():
             return _succeeded(snapshot, status, members)
-        case Ended(found):
-            status = failure.charged(status, found, snapshot.now)
+        case Ended(found, signs):
+            where = user_error.nodes_of(found, signs)
+            found = user_error.judged(status.last_failure, found, where)
+            status = failure.charged(status, found, snapshot.now, where)
             if over := _given_up(snapshot, status, members, found):
                 return over
             write = held(snapshot, members, next_attempt(snapshot))
@@ -149,12 +152,12 @@ def _wanted(
             placement = place(snapshot, members)
         case Go(assignment):
             write = assignment
-        case Stay() | Unclear() if _is_held(snapshot):
+        case Stay() | Unclear() | BackOff() if _is_held(snapshot):
             placement = place(snapshot, members)
         case Stay() | AwaitCause():
             # Spares that are lost are replaced; those at work are left alone.
             placement = place(snapshot, members, _at_work(snapshot))
-        case Unclear():
+        case Unclear() | BackOff():
             pass
     at_work = taking_part(write or own_assignment(snapshot), members)
     claims = (
@@ -186,7 +189,22 @@ def _out_of_patience(snapshot: Snapshot, status: StarCoderRunStatus, decision: D
     """A lost connection whose cause has not shown in time is counted as what it is."""
     if not isinstance(decision, AwaitCause):
         return decision
-    return Ended(decision.failure) if _patience(snapshot, status) <= 0 else decision
+    return Ended(decision.failure, decision.signs) if _patience(snapshot, status) <= 0 else decision
+
+
+def _backed_off(snapshot: Snapshot, status: StarCoderRunStatus, decision: Decision) -> Decision:
+    """An attempt that could run now waits where too many before it have failed."""
+    if not isinstance(decision, Go):
+        return decision
+    moment = backoff.until(snapshot.spec.failure_policy.backoff, snapshot.uid, status, snapshot.now)
+    if moment is None:
+        return decision
+    policy = snapshot.spec.failure_policy
+    return BackOff(
+        moment,
+        f"{status.restarts_without_progress} failures without a newer verified checkpoint "
+        f"({policy.max_restarts_without_progress} are allowed): tries again at {moment}",
+    )
 
 
 def _patience(snapshot: Snapshot, status: StarCoderRunStatus) -> float:
@@ -323,6 +341,8 @@ def _look_again(
         looks.append(max(0.1, _patience(snapshot, snapshot.status)))
     if isinstance(decision, Unclear):
         looks.append(LOOK_AT_SILENT)
+    if isinstance(decision, BackOff):
+        looks.append(max(0.1, seconds_between(snapshot.now, decision.until)))
     if placement.missing and not snapshot.gang_api:
         looks.append(LOOK_AT_SERVER)
     if any(p.avoided_nodes and not p.scheduled for p in snapshot.pods):

@@ -10,7 +10,7 @@ from starcoder_trainer.contract.report import Problem
 
 from . import reasons
 from .conditions import Claim
-from .formation import AwaitCause, Decision, Ended, Finished, Go, Hold, Stay, Unclear
+from .formation import AwaitCause, BackOff, Decision, Ended, Finished, Go, Hold, Stay, Unclear
 from .members import MemberView
 from .placement import TRIED_SLOWLY, Placement, is_native, waiting_trouble
 from .snapshot import Snapshot, own_assignment
@@ -102,6 +102,8 @@ def training(snapshot: Snapshot, at_work: tuple[MemberView, ...], decision: Deci
     match decision:
         case Stay(waiting=""):
             return Claim("Training", "True", reasons.TRAINING, "iterations pass")
+        case BackOff(message=message):
+            return Claim("Training", "False", reasons.BACKING_OFF, message)
         case AwaitCause(failure):
             return Claim("Training", "Unknown", reasons.PEER_LOST, f"{failure.pod}: {failure.message}")
         case Unclear():

@@ -63,6 +63,10 @@ class NodeView:
     """None: Unknown (its kubelet is silent)."""
     unschedulable: bool
     noexecute_taints: tuple[str, ...]
+    faults: tuple[str, ...] = ()
+    """Conditions of the operator's list of device faults that are True, each with its message."""
+    extended: dict[str, int] = field(default_factory=dict)
+    """Allocatable resources with a domain in their name, such as nvidia.com/gpu, of all Pods there."""
 
 
 @dataclass(frozen=True)

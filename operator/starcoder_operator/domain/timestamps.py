@@ -10,6 +10,10 @@ def seconds_between(earlier: str, later: str) -> float:
     return max(0.0, (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds())
 
 
+def is_before(one: str, other: str) -> bool:
+    return datetime.fromisoformat(one) < datetime.fromisoformat(other)
+
+
 def after(now: str, seconds: float) -> str:
     """The time `seconds` after `now`, whole seconds."""
     moment = datetime.fromisoformat(now) + timedelta(seconds=seconds)

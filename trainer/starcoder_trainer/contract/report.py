@@ -12,9 +12,11 @@ State = Literal["idle", "starting", "training", "draining", "failed", "done"]
 """idle: no worker runs, the fork server is warm. done: the last iteration is trained, everything is uploaded and,
 on the leader, the last checkpoint is in HEAD."""
 
-Cause = Literal["UserError", "Crash", "OutOfMemory", "Storage", "Peer", "FormationTimeout", "AgentRestarted"]
-"""Why workers ended, as the agent saw it. Peer: this rank ended because another's connection broke, so the cause
-is elsewhere."""
+Cause = Literal[
+    "UserError", "Crash", "DeviceError", "OutOfMemory", "Storage", "Peer", "FormationTimeout", "AgentRestarted"
+]
+"""Why workers ended, as the agent saw it. DeviceError: CUDA, NCCL or the GPU under them. Peer: this rank ended because
+another's connection broke, so the cause is elsewhere."""
 
 ProblemReason = Literal[
     "CredentialsMissing",
@@ -42,6 +44,10 @@ class Failure:
     """Negative: killed by that signal."""
     rank: int | None = None
     iteration: int | None = None
+    """Iterations done when it happened; None before the first."""
+    fingerprint: str = ""
+    """Of an exception that the code itself raised (not the device, the network or storage): 16 hex digits, the same for
+    the same error at the same place. Empty: a signal, or not the code's."""
 
 
 @dataclass(frozen=True)

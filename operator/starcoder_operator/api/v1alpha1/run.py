@@ -9,9 +9,10 @@ from pydantic import Field, ValidationError
 from .base import ApiModel
 from .data import Data
 from .elasticity import Elasticity
+from .failure_policy import FailurePolicy
 from .model import Model
 from .status import StarCoderRunStatus
-from .storage import Checkpoint, FailurePolicy, Scheduling, Storage
+from .storage import Checkpoint, Scheduling, Storage
 from .training import Parallelism, Training
 from .workers import Workers
 

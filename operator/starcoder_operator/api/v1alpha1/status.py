@@ -103,6 +103,13 @@ class LastFailure(ApiModel):
     """Pod that failed first."""
     exit_code: int | None = None
     """Of the worker process; negative: killed by that signal."""
+    iteration: int | None = None
+    """Iterations done before it. None: before the first of the attempt, or not known."""
+    fingerprint: str | None = None
+    """Of an exception of the code's own: the same for the same error at the same place. One that comes again at the
+    same iteration on other nodes is a UserError."""
+    nodes: tuple[str, ...] = ()
+    """Where the same was seen, up to eight."""
     message: str = ""
     """What was seen."""
     at: str

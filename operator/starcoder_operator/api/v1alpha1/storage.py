@@ -1,4 +1,4 @@
-"""Where checkpoints go, how S3 is reached, and how often a run may fail."""
+"""Where checkpoints go, how S3 is reached, and how Pods are placed."""
 
 from __future__ import annotations
 
@@ -47,11 +47,3 @@ class Scheduling(ApiModel):
     without it."""
     priority_class_name: Name | None = None
     """Of the Pods and the PodGroup. Default: the cluster's."""
-
-
-class FailurePolicy(ApiModel):
-    """When to give up."""
-
-    max_restarts_without_progress: Annotated[int, Field(ge=0, le=10000)] = 3
-    """Failures charged to the run since its last newer verified checkpoint; one more and the run is Failed. Failures
-    of nodes are never charged."""

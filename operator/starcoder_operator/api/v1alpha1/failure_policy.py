@@ -1,0 +1,36 @@
+"""When a run is tried again, how soon and where, and when it is given up."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from .base import ApiModel, Duration
+
+
+class Backoff(ApiModel):
+    """Wait before an attempt, from the second charged failure without a newer verified checkpoint on: the first is
+    answered at once. It doubles with each, and of it between half and all is waited, drawn by the run's uid."""
+
+    initial: Duration = Duration("10s")
+    """The first wait. 0s: never wait."""
+    max: Duration = Duration("5m")
+    """The longest."""
+
+
+class NodeAvoidance(ApiModel):
+    """Nodes on which this run failed twice within an hour are not used by its Pods for a while."""
+
+    ttl: Duration = Duration("6h")
+    """How long such a node is avoided. 0s: none ever is."""
+
+
+class FailurePolicy(ApiModel):
+    """When to give up, and what is done until then."""
+
+    max_restarts_without_progress: Annotated[int, Field(ge=0, le=10000)] = 3
+    """Failures charged to the run since its last newer verified checkpoint; one more and the run is Failed. Failures
+    of nodes are never charged."""
+    backoff: Backoff = Backoff()
+    node_avoidance: NodeAvoidance = NodeAvoidance()
