@@ -4,7 +4,7 @@ PY := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE = 1
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo demo-down test test-unit test-property test-integration test-e2e bench-failover soak lint format crds requirements images cluster-up cluster-down clean
+.PHONY: help setup demo demo-down test test-unit test-property test-simulation test-integration test-e2e bench-failover soak soak-simulation lint format crds requirements images cluster-up cluster-down clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -26,6 +26,12 @@ test-unit: setup ## Under a minute: no cluster, no server
 
 test-property: setup ## Properties, by hypothesis
 	$(PY) -m pytest tests/property
+
+test-simulation: setup ## Schedules of faults against operator and agents in memory; SCHEDULES=n, 10000 by default
+	$(PY) -m pytest tests/simulation
+
+soak-simulation: setup ## The same without an end in sight, from a new seed each time; SCHEDULES=n, 200000 by default
+	$(PY) -m tests.support.simulation.search --processes 2 --schedules $(or $(SCHEDULES),200000)
 
 test-integration: setup ## Against a real API server, etcd and S3 server
 	$(PY) -m pytest tests/integration
