@@ -30,6 +30,7 @@ from .build.patch import PatchError
 from .build.pod import pod
 from .domain import reasons
 from .domain.elasticity import members_ever
+from .domain.goodput import without_time
 from .domain.plan import (
     Action,
     CreatePod,
@@ -42,7 +43,9 @@ from .domain.plan import (
     Plan,
     WriteAssignment,
 )
+from .domain.recovery import completed
 from .domain.snapshot import Snapshot
+from .domain.timestamps import whole_seconds
 from .gang import Group, gang_of
 from .observe import covers, is_owned, is_right, read_status
 from .settings import Settings
@@ -128,7 +131,7 @@ class Actor:
         meta, before = run["metadata"], read_status(run)
         condition = before.condition("Accepted")
         if condition is None or condition.status != "False":
-            since = self._clock.now()
+            since = whole_seconds(self._clock.now())
         else:
             since = condition.last_transition_time
         message = f"{problem}; the object was stored under another version of the CRD: apply it anew"
@@ -149,7 +152,8 @@ class Actor:
 
     async def _write_status(self, snapshot: Snapshot, status: StarCoderRunStatus, memory: RunMemory) -> float | None:
         """Writes what differs; seconds to wait where mere progress has to."""
-        before, after = snapshot.status.to_dict(), status.to_dict()
+        # What time alone changes is derived anew by the next pass, from what was written last: it goes with other news.
+        before, after = without_time(snapshot.status), without_time(status)
         differs = {field for field in before.keys() | after.keys() if before.get(field) != after.get(field)}
         if not differs:
             return None
@@ -168,6 +172,8 @@ class Actor:
             status,
         )
         memory.progress_written = self._clock.monotonic()
+        recovered = completed(snapshot.status, status)
+        self._metrics.of_runs.recovered((snapshot.namespace, snapshot.name), recovered)
         return None
 
     async def _apply(self, meta: Manifest, status: StarCoderRunStatus) -> None:

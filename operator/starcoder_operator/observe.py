@@ -48,6 +48,7 @@ from .domain.snapshot import (
     PodView,
     Snapshot,
 )
+from .domain.timestamps import whole_seconds
 from .gang import Gang, gang_of
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class Observer:
             self._gang(spec, namespace, name, memory),
             self._access(rbac.access(namespace, name, uid, spec, members_ever(spec, status)), generation, memory),
         )
-        gang_kind = gang_of(spec)
+        gang_kind, instant = gang_of(spec), self._clock.now()
         pod_views = tuple(pod for each in pods if (pod := self._pod(each, gang_kind, memory)) is not None)
         lease_views = tuple(lease for each in leases if (lease := self._lease(each, memory)) is not None)
         return Snapshot(
@@ -123,7 +124,8 @@ class Observer:
             gang_api=gang_api,
             assignment=assignment,
             rbac_present=access,
-            now=self._clock.now(),
+            now=whole_seconds(instant),
+            instant=instant,
             clock=self._clock.monotonic(),
             problems=dict(memory.problems),
         )

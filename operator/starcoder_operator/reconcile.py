@@ -44,6 +44,7 @@ class Reconciler:
             except NotFound:
                 # deleted: what was its goes by ownerReferences
                 self._memory.forget(key)
+                self._metrics.of_runs.forget(key)
                 return None
             except Unreadable as e:
                 await self._act.refuse(e.run, str(e))
@@ -52,6 +53,7 @@ class Reconciler:
                 return None
             decided = plan(snapshot, stale_after=self._heartbeat_stale)
             self._memory.of(key, snapshot.uid).state = decided.status.state
+            self._metrics.of_runs.accounted(key, snapshot.uid, decided.status)
             began = time.monotonic()
             later = await self._act(snapshot, decided)
             log.debug(

@@ -45,7 +45,7 @@ def test_kubectl_get_answers_whether_it_is_fine(completed: Run) -> None:
     assert header.split() == ["NAME", "STATE", "WORKERS", "ITERATION", "PROGRESS", "LOSS", "TOK/S", "RESTARTS", "AGE"]
     assert line.split()[:2] == [completed.name, "Succeeded"]
     wide = completed.kubectl("get", "scr", completed.name, "-o", "wide").splitlines()[0]
-    assert wide.split()[-3:] == ["CKPT", "ETA", "REASON"] or {"CKPT", "ETA", "REASON"} <= set(wide.split())
+    assert wide.split()[-4:] == ["CKPT", "GOODPUT", "ETA", "REASON"]
     assert completed.name in completed.kubectl("get", "all")
 
 

@@ -28,6 +28,7 @@ from starcoder_operator.api.v1alpha1 import (
     WorkersStatus,
     loss_text,
 )
+from starcoder_operator.api.v1alpha1.goodput import Goodput
 from starcoder_operator.domain.validation import problems
 from tests.support.examples import EXAMPLES, LOCAL
 from tests.support.random_runs import documents
@@ -295,6 +296,7 @@ def test_the_columns_answer_is_it_fine(server, stored):
         tokens_per_second=4_190_000,
         restarts=Restarts(total=2, by_cause={"NodeLost": 2}),
         eta="2026-12-24T18:00:00Z",
+        goodput=Goodput(since="2026-12-24T16:00:00Z", as_of="2026-12-24T17:00:00Z", ratio=0.9312),
         checkpoint=CheckpointStatus(
             iteration=40, uri="s3://k/a1/step-00000040", digest="sha256:00", committed_at="2026-12-24T17:00:00Z"
         ),
@@ -315,6 +317,7 @@ def test_the_columns_answer_is_it_fine(server, stored):
     }
     assert {name: cell for name, (cell, priority) in table.items() if priority == 1} == {
         "CKPT": 40,
+        "GOODPUT": 0.9312,
         "ETA": "2026-12-24T18:00:00Z",
         "REASON": "NodeLost",
     }

@@ -33,6 +33,7 @@ from starcoder_operator.adapters.metrics import Metrics
 from starcoder_operator.adapters.nodes import NodeCache
 from starcoder_operator.adapters.sightings import Sightings
 from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
+from starcoder_operator.api.v1alpha1.goodput import Buckets, Goodput, Recovery, StageSeconds
 from starcoder_operator.domain.plan import (
     CreatePod,
     DeleteGang,
@@ -78,6 +79,7 @@ class Bench:
     act: Actor
     memory: Memory
     calls: Counter[str]
+    metrics: Metrics
 
     async def look(self) -> Snapshot:
         return await self.observe(self.here.name, self.name)
@@ -107,7 +109,7 @@ class Bench:
 async def make_bench(here: Space, operators_kubeconfig: Path) -> AsyncIterator:
     calls: Counter[str] = Counter()
     kube = Kube(await connection.load(str(operators_kubeconfig)), count=lambda verb, code: calls.update([verb]))
-    clock, memory = SystemClock(), Memory()
+    clock, memory, metrics = SystemClock(), Memory(), Metrics()
 
     def make(*, trainer_image: str = "localhost/trainer:1", **changes) -> Bench:
         name = f"run-{uuid.uuid4().hex[:8]}"
@@ -122,10 +124,11 @@ async def make_bench(here: Space, operators_kubeconfig: Path) -> AsyncIterator:
                 clock=clock,
                 memory=memory,
                 settings=Settings(trainer_image=trainer_image),
-                metrics=Metrics(),
+                metrics=metrics,
             ),
             memory=memory,
             calls=calls,
+            metrics=metrics,
         )
 
     yield make
@@ -399,6 +402,32 @@ async def test_mere_progress_waits_its_turn(bench):
     assert bench.here.status(bench.name)["iteration"] == 1
     await bench.do(status=status.model_copy(update={"iteration": 2, "state": "Succeeded"}))
     assert bench.here.status(bench.name)["iteration"] == 2
+
+
+async def test_time_alone_is_never_written_and_goes_with_other_news(bench):
+    began = "2026-01-01T00:00:00.000Z"
+    goodput = Goodput(since=began, as_of=began, bucket="queued")
+    recovery = Recovery(cause="Crash", at=began, from_attempt=1, to_attempt=2, iteration=9, stage="placing")
+    status = StarCoderRunStatus(state="Pending", goodput=goodput, recoveries=(recovery,))
+    await bench.do(status=status)
+    later = goodput.model_copy(update={"as_of": "2026-01-01T01:00:00.000Z", "buckets": Buckets(queued=3600)})
+    longer = recovery.model_copy(update={"seconds": StageSeconds(placing=3600)})
+    assert await bench.do(status=status.model_copy(update={"goodput": later, "recoveries": (longer,)})) is None
+    assert bench.here.status(bench.name)["goodput"] == goodput.to_dict()
+    formed = later.model_copy(update={"bucket": "forming"})
+    await bench.do(status=status.model_copy(update={"goodput": formed, "recoveries": (longer,)}))
+    assert bench.here.status(bench.name)["goodput"]["buckets"]["queued"] == 3600
+    assert bench.here.status(bench.name)["recoveries"] == [longer.to_dict()]
+
+
+async def test_a_recovery_is_counted_when_its_end_is_written(bench):
+    began = "2026-01-01T00:00:00.000Z"
+    recovery = Recovery(cause="Crash", at=began, from_attempt=1, to_attempt=2, iteration=9, stage="placing")
+    over = recovery.model_copy(update={"stage": None, "seconds": StageSeconds(forming=1.5), "total": 1.5})
+    for record in (recovery, over, over):
+        await bench.do(status=StarCoderRunStatus(state="Running", recoveries=(record,)))
+    labels = {"namespace": bench.here.name, "name": bench.name, "cause": "Crash"}
+    assert bench.metrics.registry.get_sample_value("starcoder_run_recoveries_total", labels) == 1
 
 
 async def test_an_event_told_twice_is_one_object_that_counts(bench):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from starcoder_operator.api.v1alpha1 import Condition, StarCoderRunStatus
+from starcoder_operator.api.v1alpha1.goodput import Goodput
 from starcoder_operator.api.v1alpha1.status import ConditionType
 from starcoder_operator.domain.elasticity import pool_size
 from starcoder_operator.domain.members import AGENT_HEARD
@@ -159,6 +160,13 @@ class Scenario:
         self.cluster.world.now += seconds
         return self
 
+    def operator_away(self, seconds: int) -> Self:
+        """All others go on."""
+        for _ in range(seconds):
+            self.cluster.settle_cluster()
+            self.cluster.world.now += 1
+        return self
+
     # What is so
 
     def pod(self, member: int) -> Any:
@@ -187,6 +195,16 @@ class Scenario:
     def said(self, type: ConditionType) -> tuple[str, str]:
         found = self.condition(type)
         return found.status, found.reason
+
+    @property
+    def goodput(self) -> Goodput:
+        assert self.status.goodput is not None
+        return self.status.goodput
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By bucket; those that are empty are left out."""
+        return {name: seconds for name, seconds in self.goodput.buckets.to_dict().items() if seconds}
 
     @property
     def pods(self) -> list[str]:

@@ -61,6 +61,7 @@ class Agent:
         self.running: int | None = None
         """Attempt whose workers run here."""
         self.iteration = 0
+        self.data_seconds = self.checkpoint_seconds = 0.0
         self.quit = self.exited = False
         self.pending: list[m.Event] = []
         self.preparing: int | None = None
@@ -119,6 +120,7 @@ class Agent:
                 assert self.running is None
                 self.running = start.attempt
                 self.iteration = start.checkpoint.step if start.checkpoint else 0
+                self.data_seconds = self.checkpoint_seconds = 0.0
                 self.world.group.started.setdefault(start.attempt, set()).add(self.member)
             case m.StopWorkers():
                 self._end_workers()
@@ -174,11 +176,17 @@ class Agent:
             return
         if self.report.state == "starting":
             for rank in ranks:
-                self.tell(m.WorkerStarted(now, Started(attempt, rank, self.iteration)))
+                self.tell(m.WorkerStarted(now, Started(attempt, rank, self.iteration, "", self.world.loading)))
             return
         self.iteration = min(self.iteration + STEP, self.iterations)
         tokens = self.iteration * 100
-        self.tell(m.WorkerStepped(now, Step(attempt, ranks[0], self.iteration, 0, tokens, 2.5, 0.1, 1.0, 1000.0, {})))
+        self.data_seconds += self.world.data_wait
+        self.checkpoint_seconds += self.world.checkpoint_stall
+        step = Step(
+            attempt, ranks[0], self.iteration, 0, tokens, 2.5, 0.1, 1.0, 1000.0, {},
+            data_seconds=self.data_seconds, checkpoint_seconds=self.checkpoint_seconds,
+        )  # fmt: skip
+        self.tell(m.WorkerStepped(now, step))
         if self.iteration % SAVE_EVERY == 0 or self.iteration == self.iterations:
             for rank in ranks:
                 self.tell(m.WorkerSaved(now, Saved(attempt, rank, self.iteration, "/x", 0.1, 1)))
@@ -202,3 +210,9 @@ class World:
     now: float = 0.0
     store: Store = field(default_factory=Store)
     group: Group = field(default_factory=Group)
+    loading: float = 0.0
+    """Seconds that workers say they load."""
+    data_wait: float = 0.0
+    """Seconds of each look that iterations wait for samples."""
+    checkpoint_stall: float = 0.0
+    """The same, standing still for checkpoints."""

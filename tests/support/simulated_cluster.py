@@ -31,7 +31,7 @@ from starcoder_operator.domain.snapshot import (
     PodView,
     Snapshot,
 )
-from starcoder_operator.domain.timestamps import after
+from starcoder_operator.domain.timestamps import after, at_millisecond, milliseconds
 from starcoder_trainer.agent import machine as m
 from starcoder_trainer.contract import names
 from starcoder_trainer.contract.report import Report
@@ -130,6 +130,7 @@ class SimulatedCluster:
             assignment=self.assignment,
             rbac_present=self.access,
             now=after(EPOCH, now),
+            instant=at_millisecond(milliseconds(EPOCH) + round(1000 * now)),
             clock=now,
             problems=dict(self.problems),
         )

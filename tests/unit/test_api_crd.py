@@ -71,7 +71,7 @@ def test_columns_read_fields_that_are_there():
 def test_columns_are_the_ones_that_answer_is_it_fine():
     names = [column["name"].upper() for column in COLUMNS]
     assert names[:8] == ["STATE", "WORKERS", "ITERATION", "PROGRESS", "LOSS", "TOK/S", "RESTARTS", "AGE"]
-    assert names[8:] == ["CKPT", "ETA", "REASON"]
+    assert names[8:] == ["CKPT", "GOODPUT", "ETA", "REASON"]
     assert all(column.get("priority") == 1 for column in COLUMNS[8:])
 
 

@@ -13,7 +13,7 @@ class Clock(Protocol):
         ...
 
     def now(self) -> str:
-        """RFC 3339, UTC, whole seconds, as Kubernetes writes metav1.Time."""
+        """RFC 3339, UTC, with milliseconds."""
         ...
 
 
@@ -22,7 +22,7 @@ class SystemClock:
         return time.monotonic()
 
     def now(self) -> str:
-        return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def micro_time() -> str:

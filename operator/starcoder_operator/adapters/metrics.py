@@ -17,6 +17,8 @@ from prometheus_client import (
     generate_latest,
 )
 
+from .run_metrics import RunMetrics
+
 PREFIX = "starcoder_operator"
 
 
@@ -61,6 +63,7 @@ class Metrics:
         )
         self.actions = Counter(f"{PREFIX}_actions", "Actions carried out, by kind.", ["action"], registry=self.registry)
         self.leading = Gauge(f"{PREFIX}_leading", "1 while this replica leads.", registry=self.registry)
+        self.of_runs = RunMetrics(self.registry)
         build = Info(f"{PREFIX}_build", "Version of the operator.", registry=self.registry)
         build.info({"version": operator_version()})
 

@@ -18,6 +18,7 @@ COLUMNS: tuple[dict[str, Any], ...] = (
     {"name": "Restarts", "type": "integer", "jsonPath": ".status.restarts.total"},
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
     {"name": "Ckpt", "type": "integer", "jsonPath": ".status.checkpoint.iteration", "priority": 1},
+    {"name": "Goodput", "type": "number", "jsonPath": ".status.goodput.ratio", "priority": 1},
     {"name": "ETA", "type": "string", "jsonPath": ".status.eta", "priority": 1},
     {"name": "Reason", "type": "string", "jsonPath": ".status.reason", "priority": 1},
 )

@@ -149,6 +149,7 @@ class Failure:
             cause=self.cause,
             node=self.node or None,
             pod=self.pod or None,
+            member=self.member,
             exit_code=self.exit_code,
             iteration=self.iteration,
             fingerprint=self.fingerprint or None,

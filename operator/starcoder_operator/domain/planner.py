@@ -1,7 +1,8 @@
 """The decision of one pass: Snapshot in, Plan out. Pure: no I/O, no clock, no memory but the status.
 
 Steps: take in what the reports say (`progress`), decide about the attempt (`formation`), charge a failure (`failure`),
-see to the Pods (`placement`), say how things stand (`situation`), tell what is new (`story`).
+see to the Pods (`placement`), say how things stand (`situation`), account for the time (`goodput`), tell what is new
+(`story`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
 from starcoder_operator.api.v1alpha1.status import State
 from starcoder_trainer.contract.assignment import Assignment
 
-from . import backoff, failure, progress, reasons, situation, story, user_error
+from . import backoff, failure, goodput, progress, reasons, situation, story, user_error
 from .conditions import Claim, merged
 from .elasticity import pool_size
 from .failure import Failure, Response
@@ -87,7 +88,8 @@ def plan(snapshot: Snapshot, *, stale_after: float = HEARTBEAT_STALE) -> Plan:
         outcome = _suspended(snapshot, status)
     else:
         outcome = _wanted(snapshot, status, members, stale_after)
-    after = _told(snapshot, outcome)
+    written = next((a.assignment for a in outcome.actions if isinstance(a, WriteAssignment)), own_assignment(snapshot))
+    after = goodput.accounted(snapshot, members, _told(snapshot, outcome), written)
     return Plan(after, (*story.told(snapshot.status, after), *outcome.actions), outcome.look_again)
 
 

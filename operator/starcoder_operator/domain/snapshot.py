@@ -125,7 +125,9 @@ class Snapshot:
     rbac_present: bool = False
     """ServiceAccount, Role and RoleBinding exist as built for this spec."""
     now: str = ""
-    """RFC 3339 UTC, for timestamps that people read."""
+    """RFC 3339 UTC, whole seconds, for timestamps that people read."""
+    instant: str = ""
+    """The same with milliseconds, for sums of short times. Empty: as `now`."""
     clock: float = 0.0
     """Monotonic seconds, for intervals."""
     problems: dict[str, str] = field(default_factory=dict)

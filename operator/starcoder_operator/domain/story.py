@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
 
-from . import reasons
+from . import reasons, recovery
 from .plan import EmitEvent
 
 GOOD_NEWS = frozenset({reasons.ALL_PODS_SCHEDULED, reasons.SUSPENDED, reasons.SUCCEEDED})
@@ -14,7 +14,8 @@ GOOD_NEWS = frozenset({reasons.ALL_PODS_SCHEDULED, reasons.SUSPENDED, reasons.SU
 
 def told(before: StarCoderRunStatus, after: StarCoderRunStatus) -> tuple[EmitEvent, ...]:
     """News of a pass, in the order in which it happened."""
-    events = (*_failure(before, after), *_checkpoint(before, after), *_conditions(before, after))
+    recovered = (EmitEvent("Normal", reasons.RECOVERED, recovery.told(r)) for r in recovery.completed(before, after))
+    events = (*_failure(before, after), *_checkpoint(before, after), *_conditions(before, after), *recovered)
     return tuple(dict.fromkeys(events))
 
 
@@ -42,14 +43,13 @@ def _conditions(before: StarCoderRunStatus, after: StarCoderRunStatus) -> Iterat
         if condition.reason in reasons.WARNINGS or (condition.type == "Complete" and failed):
             yield EmitEvent("Warning", condition.reason, condition.message)
         elif condition.type == "Training" and condition.status == "True":
-            yield EmitEvent("Normal", *_begin(before, after))
+            if not recovery.is_open(before.recoveries):
+                yield EmitEvent(
+                    "Normal", _begin(before), f"attempt {after.attempt} trains from iteration {after.iteration}"
+                )
         elif condition.reason in GOOD_NEWS and condition.type != "Training":
             yield EmitEvent("Normal", condition.reason, condition.message)
 
 
-def _begin(before: StarCoderRunStatus, after: StarCoderRunStatus) -> tuple[str, str]:
-    where = f"attempt {after.attempt} trains from iteration {after.iteration}"
-    if before.started_at is None:
-        return reasons.TRAINING, where
-    recovered = after.last_failure is not None and before.state == "Recovering"
-    return (reasons.RECOVERED if recovered else reasons.RESUMED), where
+def _begin(before: StarCoderRunStatus) -> str:
+    return reasons.TRAINING if before.started_at is None else reasons.RESUMED

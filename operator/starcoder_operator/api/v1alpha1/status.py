@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field
 
 from .base import ApiModel
+from .goodput import Goodput, Recovery
 
 State = Literal["Pending", "Starting", "Running", "Recovering", "Suspended", "Succeeded", "Failed"]
 """Pending: waits for acceptance or for room. Starting: Pods start, the process group forms. Running: iterations pass.
@@ -101,6 +102,8 @@ class LastFailure(ApiModel):
     """Where it happened, if it was one node."""
     pod: str | None = None
     """Pod that failed first."""
+    member: int | None = None
+    """Its member's index."""
     exit_code: int | None = None
     """Of the worker process; negative: killed by that signal."""
     iteration: int | None = None
@@ -162,6 +165,10 @@ class StarCoderRunStatus(ApiModel):
     """When the last iteration will be done at the present rate, RFC 3339."""
     checkpoint: CheckpointStatus | None = None
     last_failure: LastFailure | None = None
+    goodput: Goodput | None = None
+    """Where the run's time went."""
+    recoveries: tuple[Recovery, ...] = ()
+    """The last ten, oldest first."""
     started_at: str | None = None
     """First iteration of the first attempt, RFC 3339."""
     completed_at: str | None = None
