@@ -137,7 +137,8 @@ def test_a_failure_is_counted_by_cause_and_charged_by_its_rule(cause: Cause) -> 
     assert after.restarts_without_progress == (CAUSES[cause].charge is Charge.RUN)
     assert after.last_failure is not None
     assert after.last_failure.to_dict() == {
-        "cause": cause, "node": "n", "nodes": ["n"], "pod": "p", "member": 0, "exitCode": 70, "message": "why", "at": NOW,
+        "cause": cause, "node": "n", "nodes": ["n"], "pod": "p", "member": 0, "exitCode": 70,
+        "message": "why", "at": NOW,
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from starcoder_operator.domain import reasons
+from starcoder_operator.domain.backoff import delay
 from starcoder_operator.domain.recovery import KEPT
 from starcoder_operator.domain.timestamps import milliseconds
 from tests.support.scenarios import Scenario, make_run
@@ -19,6 +20,11 @@ def recovered(run: Scenario) -> Scenario:
 def crashed(run: Scenario, member: int = 1) -> Scenario:
     count = run.status.restarts.total
     return run.worker_fails(member).until(lambda s: s.restarts.total == count + 1)
+
+
+def fails_to_form(run: Scenario) -> Scenario:
+    run.until(lambda s: run.phase == "run" and run.pod(0).agent.running is not None)
+    return run.worker_fails(0, "FormationTimeout").passes()
 
 
 def test_a_lost_node_is_recorded_with_who_what_when_and_how_long() -> None:
@@ -55,9 +61,7 @@ def test_where_nobody_has_to_come_nothing_is_placed() -> None:
 
 
 def test_an_attempt_that_fails_before_its_first_iteration_has_a_record_of_its_own() -> None:
-    run = crashed(running())
-    run.until(lambda s: run.phase == "run" and run.pod(0).agent.running is not None)
-    run.worker_fails(0, "FormationTimeout").passes()
+    run = fails_to_form(crashed(running()))
     first, second = run.status.recoveries
     assert (first.cause, first.stage, first.total) == ("Crash", None, None)
     assert (second.cause, second.stage) == ("FormationTimeout", "forming")
@@ -135,3 +139,23 @@ def test_a_recovery_is_told_when_iterations_pass_again() -> None:
     assert "it went on from iteration 20, " in event.message
     run.until_quiet(5)
     assert run.told.count(("Normal", reasons.RECOVERED)) == 1
+
+
+def test_what_hinders_an_attempt_from_beginning_is_no_time_of_forming() -> None:
+    run = crashed(running().hindered("StorageUnreachable")).until_quiet(20)
+    assert run.status.recoveries[-1].stage == "placing"
+    (record,) = recovered(run.mended()).status.recoveries
+    assert record.seconds.placing is not None
+    assert record.seconds.placing >= 20
+    assert record.seconds.forming is not None
+    assert record.seconds.forming <= 5
+
+
+def test_a_wait_between_repeated_failures_is_no_time_of_forming() -> None:
+    run = fails_to_form(fails_to_form(crashed(running())))
+    wait = delay(run.cluster.spec.failure_policy.backoff, run.cluster.uid, run.status)
+    assert wait > 0
+    assert run.status.recoveries[-1].stage == "placing"
+    placing = recovered(run).status.recoveries[-1].seconds.placing
+    assert placing is not None
+    assert wait - 1 <= placing <= wait + 2

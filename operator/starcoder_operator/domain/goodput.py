@@ -15,7 +15,7 @@ from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
 from starcoder_operator.api.v1alpha1.goodput import Bucket, Buckets, Goodput
 from starcoder_trainer.contract.assignment import Assignment
 
-from . import recovery
+from . import backoff, recovery
 from .attempt_time import ACTIVE, Run, Shares, run_of, shares_of
 from .members import MemberView
 from .seats import taking_part
@@ -99,7 +99,8 @@ def _bucket(
     if snapshot.spec.suspend:
         return "suspended"
     complete = written is not None and written.phase == "hold" and all(place.boot_id for place in written.members)
-    if complete and first_problem(taking_part(written, members)) is None:
+    waits = backoff.until(snapshot.spec.failure_policy.backoff, snapshot.uid, status, snapshot.now) is not None
+    if complete and not waits and first_problem(taking_part(written, members)) is None:
         return "forming"
     if is_recovering:
         return "placing"

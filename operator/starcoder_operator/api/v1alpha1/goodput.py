@@ -31,7 +31,8 @@ class Buckets(ApiModel):
     detecting: float = 0.0
     """From a fault, as best known, until survivors were told to stop."""
     placing: float = 0.0
-    """From there until every member of the next attempt was there: lost Pods replaced."""
+    """From there until every member of the next attempt was there and it might begin: lost Pods replaced, back-off
+    waited out, what hindered the leader mended."""
     forming: float = 0.0
     """Survivors stop their workers, the leader claims HEAD, workers start, the process group forms."""
     loading: float = 0.0
@@ -89,7 +90,7 @@ class StageSeconds(ApiModel):
     detecting: float | None = None
     """From the fault, as best known, until survivors were told to stop."""
     placing: float | None = None
-    """Until every member of the next attempt was there; absent where nobody had to come."""
+    """Until every member of the next attempt was there and it might begin; absent where nothing was waited for."""
     forming: float | None = None
     """Until the process group had formed: old workers stopped, HEAD claimed, new ones started."""
     loading: float | None = None
