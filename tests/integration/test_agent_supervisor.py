@@ -28,6 +28,8 @@ pytestmark = pytest.mark.integration
 
 SECONDS = 60
 GPUS = 2
+GRACE = 2.0
+"""Seconds; the scripted workers of these tests don't know how to leave."""
 
 
 class Pod:
@@ -41,7 +43,9 @@ class Pod:
         self.gang = gang
         self.metrics = Metrics("demo", "test")
         self.supervisor = Supervisor(
-            Identity("uid-1", self.boot_id, f"demo-w{member}-0", 0, "n1", "127.0.0.1", str(self.folder / "scratch")),
+            Identity(
+                "uid-1", self.boot_id, f"demo-w{member}-0", 0, "n1", "127.0.0.1", str(self.folder / "scratch"), GRACE
+            ),
             Surroundings(
                 open_store=lambda uri, storage: open_store(uri, storage, allow_file=True),
                 check_data=gang.check_data,
@@ -207,13 +211,15 @@ async def test_a_foreign_head_is_told_and_adopted_when_asked(gang):
     assert gang.head.run_uid == "uid-1"
 
 
-async def test_sigterm_stops_the_workers_and_ends_the_agent(gang):
+async def test_an_agent_whose_workers_do_not_leave_ends_before_its_grace_period_does_and_says_what_is_lost(gang):
     gang.plans(hang=3)
     await gang.form(1)
     await gang.until(lambda: gang.all_say("training", 1))
     gang.pods[1].supervisor.terminate()
     await asyncio.wait_for(gang.pods[1].task, SECONDS)
     assert gang.pods[1].said.state == "draining"
+    assert gang.pods[1].said.problem.reason == "GraceExceeded"
+    assert gang.pods[0].said.state == "training", "it was asked to leave nowhere"
 
 
 async def test_metrics_show_what_the_workers_said(gang):

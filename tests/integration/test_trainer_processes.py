@@ -18,7 +18,7 @@ import pytest
 
 from starcoder_trainer.contract.assignment import Layout
 from starcoder_trainer.contract.report import Failure
-from starcoder_trainer.contract.worker import Exited, Message, Quit, Ready, Start, Started, Stop, Stopped
+from starcoder_trainer.contract.worker import Exited, Leave, Quit, Ready, Start, Started, Stop, Stopped, Terminating
 from tests.support.forkserver import Agent, connect, fork_server
 from tests.support.scripted_workers import OOM_FILE
 from tests.support.trainer import listen
@@ -188,18 +188,62 @@ def test_a_start_replaces_the_workers_of_an_older_attempt(server: Server, agent:
     assert not any(w.is_running() for w in old)
 
 
-@pytest.mark.parametrize("end", [Quit(), signal.SIGTERM], ids=["Quit", "SIGTERM"])
-def test_asked_to_end_it_stops_the_workers_says_so_and_exits_with_0(
-    server: Server, agent: Agent, end: Message | signal.Signals
-) -> None:
+def test_asked_to_quit_it_stops_the_workers_says_so_and_exits_with_0(server: Server, agent: Agent) -> None:
     agent.send(start(0, do="hang"))
     all_started(agent, 1)
     workers = server.workers()
-    if isinstance(end, signal.Signals):
-        server.process.send_signal(end)
-    else:
-        agent.send(end)
+    agent.send(Quit())
     assert agent.receive() == Stopped(1)
+    assert server.process.wait(SECONDS) == 0
+    assert gone(workers)
+
+
+def test_workers_are_asked_to_leave_and_their_last_words_say_where_they_left(server: Server, agent: Agent) -> None:
+    agent.send(start(0, 1, attempt=4, do="leave"))
+    all_started(agent, 2)
+    agent.send(Leave(3))  # of an older attempt: nobody is meant
+    agent.send(Leave(4))
+    assert {agent.receive() for _ in range(2)} == {Exited(4, 0, 0, None, 8), Exited(4, 1, 0, None, 8)}
+
+
+def test_sigterm_is_told_to_the_agent_and_the_server_ends_when_the_workers_have_left(
+    server: Server, agent: Agent
+) -> None:
+    agent.send(start(0, do="leave"))
+    all_started(agent, 1)
+    (worker,) = server.workers()
+    server.process.send_signal(signal.SIGTERM)
+    assert agent.receive() == Terminating()
+    assert worker.is_running(), "the agent decides when"
+    agent.send(Leave(1))
+    assert agent.receive() == Exited(1, 0, 0, None, 8)
+    assert server.process.wait(SECONDS) == 0
+
+
+def test_after_sigterm_the_agent_may_stop_workers_that_do_not_leave(server: Server, agent: Agent) -> None:
+    agent.send(start(0, do="hang"))
+    all_started(agent, 1)
+    workers = server.workers()
+    server.process.send_signal(signal.SIGTERM)
+    assert agent.receive() == Terminating()
+    agent.send(Stop(1))
+    assert agent.receive() == Stopped(1)
+    assert server.process.wait(SECONDS) == 0
+    assert gone(workers)
+
+
+def test_sigterm_ends_a_server_without_workers_at_once(server: Server, agent: Agent) -> None:
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(SECONDS) == 0
+
+
+def test_after_sigterm_the_server_ends_with_its_agent(server: Server, agent: Agent) -> None:
+    agent.send(start(0, do="hang"))
+    all_started(agent, 1)
+    workers = server.workers()
+    server.process.send_signal(signal.SIGTERM)
+    assert agent.receive() == Terminating()
+    agent.close()
     assert server.process.wait(SECONDS) == 0
     assert gone(workers)
 
@@ -264,6 +308,10 @@ def test_the_server_forks_from_one_thread(server: Server, agent: Agent) -> None:
 
 
 ENDS_SERVER = (
-    test_asked_to_end_it_stops_the_workers_says_so_and_exits_with_0,
+    test_asked_to_quit_it_stops_the_workers_says_so_and_exits_with_0,
+    test_sigterm_is_told_to_the_agent_and_the_server_ends_when_the_workers_have_left,
+    test_after_sigterm_the_agent_may_stop_workers_that_do_not_leave,
+    test_sigterm_ends_a_server_without_workers_at_once,
+    test_after_sigterm_the_server_ends_with_its_agent,
     test_workers_die_with_a_server_that_is_killed,
 )

@@ -18,7 +18,9 @@ RANKS = (0, 1)
 class AgentMachine(RuleBasedStateMachine):
     """A fork server that is slow and mortal, an operator that writes anything, a store that answers when it likes."""
 
-    @initialize(leads=st.booleans(), ending=st.sampled_from(["none", "none", "stop", "superseded", "terminated"]))
+    @initialize(
+        leads=st.booleans(), ending=st.sampled_from(["none", "none", "stop", "superseded", "terminated", "terminated"])
+    )
     def start(self, leads, ending):
         self.ending = ending
         """What may end this agent's days; one of them an example, or most examples would be over early."""
@@ -30,12 +32,13 @@ class AgentMachine(RuleBasedStateMachine):
         """Local ranks that run, in the fork server."""
         self.alive_attempt = 0
         self.stop_asked = False
+        self.asked: set[int] = set()
         self.last_started = 0
         self.highest_listed = 0
         self.uploads: list[tuple[int, int]] = []
         self.commits: list[tuple[int, int]] = []
         self.quit = self.over = False
-        self.superseded = self.terminated = False
+        self.superseded = self.told = self.terminated = False
 
     def tell(self, kind, *args):
         self.now += 1
@@ -50,10 +53,15 @@ class AgentMachine(RuleBasedStateMachine):
                 assert not self.stop_asked, "started before the workers before were reaped"
                 assert start.attempt > self.last_started, "started an attempt twice or backwards"
                 assert start.attempt == self.highest_listed, "started a lower attempt than seen"
-                assert not any((self.superseded, self.terminated, self.quit))
+                assert not any((self.superseded, self.told, self.terminated, self.quit))
                 self.alive, self.alive_attempt, self.last_started = set(start.ranks), start.attempt, start.attempt
             case m.StopWorkers():
                 self.stop_asked = self.connected
+            case m.LeaveWorkers(attempt):
+                assert self.alive
+                assert attempt == self.alive_attempt
+                assert attempt not in self.asked, "asked twice"
+                self.asked.add(attempt)
             case m.QuitWorkers():
                 assert not self.quit
                 self.quit, self.connected, self.alive, self.stop_asked = True, False, set(), False
@@ -65,12 +73,13 @@ class AgentMachine(RuleBasedStateMachine):
             case m.Exit():
                 assert self.terminated
                 assert not self.alive, "exited while workers run"
+                assert not self.uploads, "exited before its shards were uploaded"
                 self.over = True
 
     @precondition(lambda self: not self.over)
     @rule(
         step=st.sampled_from([0, 0, 1, -1, 2]),
-        phase=st.sampled_from(["hold", "run"]),
+        phase=st.sampled_from(["hold", "hold", "run", "run", "drain"]),
         listed=st.sampled_from([True, True, True, False]),
     )
     def operator_writes(self, step, phase, listed):
@@ -120,6 +129,16 @@ class AgentMachine(RuleBasedStateMachine):
             self.tell(m.WorkerExited, Exited(self.alive_attempt, rank, 0, None))
 
     @precondition(lambda self: not self.over and self.alive)
+    @rule(step=st.sampled_from([11, 12]))
+    def workers_leave(self, step):
+        """They or another member's were asked to."""
+        for rank in sorted(self.alive):
+            self.tell(m.WorkerSaved, Saved(self.alive_attempt, rank, step, "/x", 0.1, 1))
+        for rank in sorted(self.alive):
+            self.alive.discard(rank)
+            self.tell(m.WorkerExited, Exited(self.alive_attempt, rank, 0, None, step))
+
+    @precondition(lambda self: not self.over and self.alive)
     @rule(step=st.sampled_from([10, ITERATIONS]))
     def workers_save(self, step):
         for rank in sorted(self.alive):
@@ -152,6 +171,12 @@ class AgentMachine(RuleBasedStateMachine):
     def superseded_by_a_later_pod(self):
         self.superseded = True
         self.tell(m.Superseded)
+
+    @precondition(lambda self: not self.over and self.ending == "terminated" and self.connected and not self.told)
+    @rule()
+    def worker_container_gets_sigterm(self):
+        self.told = True
+        self.tell(m.WorkersTerminated)
 
     @precondition(lambda self: not self.over and self.ending == "terminated" and not self.terminated)
     @rule()
@@ -186,6 +211,15 @@ class AgentMachine(RuleBasedStateMachine):
         if self.place == 0 and report.state == "done":
             assert report.verified is not None
             assert report.verified.checkpoint.step >= ITERATIONS
+
+    @invariant()
+    def who_has_left_has_its_checkpoint_uploaded_and_the_leader_has_it_in_head(self):
+        report = self.agent.report
+        if report.state == "left":
+            assert not self.alive
+            assert report.attempt not in {attempt for attempt, _ in self.uploads}
+            if self.place == 0 and report.verified is not None:
+                assert report.verified.checkpoint.step >= report.progress.iteration
 
     @invariant()
     def failed_names_a_failure_and_every_report_survives_the_wire(self):

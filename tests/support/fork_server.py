@@ -24,6 +24,7 @@ from starcoder_trainer.contract.ledger import Piece, RankManifest
 from starcoder_trainer.contract.report import Failure
 from starcoder_trainer.contract.worker import (
     Exited,
+    Leave,
     Message,
     Quit,
     Ready,
@@ -72,6 +73,8 @@ class Server:
                     case Quit():
                         self.stop()
                         return False
+                    case Leave():
+                        pass  # its workers come to the end of no iteration
 
     def stop(self) -> None:
         self._stop.set()

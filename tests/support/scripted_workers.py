@@ -17,7 +17,7 @@ import threading
 from pathlib import Path
 
 from starcoder_trainer.contract.names import ENV_WORKER_SOCKET
-from starcoder_trainer.contract.worker import Exited, Start, Started, encode_line
+from starcoder_trainer.contract.worker import Exited, Leave, Start, Started, decode_line, encode_line
 from starcoder_trainer.failures import failure_of
 from starcoder_trainer.forkserver import ForkServer
 
@@ -34,6 +34,13 @@ def enter(start: Start, rank: int, channel: socket.socket, listen_fd: int | None
         case "hang":
             say_started()
             signal.pause()
+        case "leave":
+            # Trains until it is asked to leave.
+            say_started()
+            with channel.makefile("rb") as lines:
+                assert decode_line(lines.readline()) == Leave(start.attempt)
+            channel.sendall(encode_line(Exited(start.attempt, rank, 0, None, 8)))
+            return 0
         case "family":
             # A child, and one that left the process group and would outlive its parent; both say who they are.
             for options in ({}, {"process_group": 0}):

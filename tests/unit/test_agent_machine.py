@@ -6,70 +6,10 @@ from dataclasses import replace
 import pytest
 
 from starcoder_trainer.agent import machine as m
-from starcoder_trainer.contract.assignment import Assignment, CheckpointRef, Layout, Member, Offer
-from starcoder_trainer.contract.report import Failure, Problem, Verified
+from starcoder_trainer.contract.assignment import Assignment, Layout, Member
+from starcoder_trainer.contract.report import Failure, Problem
 from starcoder_trainer.contract.worker import Exited, Saved, Started, Step
-from tests.support.training import training_config
-
-CONFIG = training_config(iterations=20).to_dict()
-OFFER = Offer("10.0.0.1", 4000, CheckpointRef(1, 10, "sha256:aa"))
-RANKS = {0: (0, 1), 1: (2, 3)}
-
-
-def verified(step):
-    return Verified(CheckpointRef(1, step, "sha256:aa"), "s3://b/x", "2026-01-01T00:00:00Z", 9)
-
-
-class Agent:
-    """A machine of member `place`, told things in the words of the tests; `did` is what it asked for last."""
-
-    def __init__(self, place=0):
-        self.place = place
-        self.boot = f"boot-{place}"
-        me = m.Identity("uid-1", self.boot, f"demo-w{place}-0", 0, "n1", "10.0.0.9", "/scratch")
-        self.machine = m.Machine(me, now=0)
-        self.now = 0.0
-        self.did: tuple[m.Action, ...] = ()
-
-    def tell(self, kind, *args, **more):
-        self.did = self.machine.handle(kind(self.now, *args, **more))
-        return self
-
-    def assigned(self, attempt, phase, listed=True, run_uid="uid-1"):
-        members = tuple(Member(i, f"boot-{i}" if listed else "other") for i in range(2))
-        offer = OFFER if phase == "run" else None
-        assignment = Assignment(run_uid, attempt, phase, members, 2, Layout(2, 1, 2), offer)
-        return self.tell(m.Assigned, assignment, CONFIG)
-
-    def ready(self):
-        return self.tell(m.WorkersReady)
-
-    def running(self, attempt):
-        self.ready().assigned(attempt, "hold").assigned(attempt, "run")
-        return self
-
-    def training(self, attempt):
-        self.running(attempt)
-        for rank in RANKS[self.place]:
-            self.tell(m.WorkerStarted, Started(attempt, rank, 10))
-        return self
-
-    def exited(self, attempt, rank, code=0, cause=None):
-        failure = Failure(cause, f"{cause}!", code, rank) if cause else None
-        return self.tell(m.WorkerExited, Exited(attempt, rank, code, failure))
-
-    def saved(self, attempt, step):
-        for rank in RANKS[self.place]:
-            self.tell(m.WorkerSaved, Saved(attempt, rank, step, f"/scratch/{rank}", 0.1, 8))
-        return self
-
-    @property
-    def said(self):
-        return self.machine.report
-
-
-def kinds(actions):
-    return [type(a) for a in actions]
+from tests.support.told_agent import CONFIG, OFFER, RANKS, Agent, kinds, verified
 
 
 def test_an_agent_is_idle_for_an_attempt_once_its_fork_server_is_warm():
@@ -362,25 +302,6 @@ def test_a_superseded_agent_stops_its_workers_and_starts_none_ever_again():
     assert agent.machine.silent
     agent.tell(m.WorkersStopped).assigned(4, "hold").assigned(4, "run")
     assert agent.did == ()
-
-
-def test_a_terminated_agent_stops_its_workers_says_draining_and_exits():
-    agent = Agent(1).training(3).tell(m.Terminated)
-    assert agent.did == (m.StopWorkers(3),)
-    assert agent.said.state == "draining"
-    agent.tell(m.WorkersStopped)
-    assert agent.did == (m.Exit(),)
-    assert agent.said.state == "draining"
-
-
-def test_a_terminated_agent_without_workers_exits_at_once():
-    assert Agent(1).ready().assigned(1, "hold").tell(m.Terminated).did == (m.Exit(),)
-
-
-def test_a_fork_server_that_goes_first_when_the_pod_ends_is_no_failure():
-    agent = Agent(1).training(3).tell(m.Terminated).tell(m.WorkersLost, Failure("Crash", "gone"))
-    assert agent.did == (m.Exit(),)
-    assert agent.said.failure is None
 
 
 def test_storage_trouble_is_told_while_training_goes_on():

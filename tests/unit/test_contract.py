@@ -62,7 +62,7 @@ def test_what_a_newer_side_wrote_is_read_without_the_unknown_fields():
     [
         ({"attempt": "3"}, r"\$\.attempt: found '3', expected int"),
         ({"attempt": True}, r"\$\.attempt: found True, expected int"),
-        ({"phase": "dance"}, r"\$\.phase: found 'dance', expected one of hold, run, stop"),
+        ({"phase": "dance"}, r"\$\.phase: found 'dance', expected one of hold, run, drain, stop"),
         ({"members": {}}, r"\$\.members: found dict, expected a list"),
         ({"members": [{"bootId": "x"}]}, r"\$\.members\[0\]\.index: missing, expected by Member"),
         ({"layout": None}, r"\$\.layout: found NoneType, expected an object \(Layout\)"),

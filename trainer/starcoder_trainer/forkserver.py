@@ -24,6 +24,7 @@ from starcoder_trainer.contract.codec import ContractError
 from starcoder_trainer.contract.report import Failure
 from starcoder_trainer.contract.worker import (
     Exited,
+    Leave,
     Message,
     Quit,
     Ready,
@@ -33,6 +34,7 @@ from starcoder_trainer.contract.worker import (
     Step,
     Stop,
     Stopped,
+    Terminating,
     decode_line,
     encode_line,
 )
@@ -83,7 +85,7 @@ class ForkServer:
         self._workers: dict[int, _Worker] = {}
         self._agent: _Agent | None = None
         self._serving = False
-        self._quit = False
+        self._quit = self._terminating = self._told_terminating = False
         self._count_oom_kills = oom_kills
         self._oom_kills = oom_kills()
         path.unlink(missing_ok=True)
@@ -103,7 +105,7 @@ class ForkServer:
             signal.signal(number, self._on_terminate)
 
     def serve(self) -> None:
-        """Until `Quit` or SIGTERM; no worker is left then."""
+        """Until `Quit`, or SIGTERM while no worker runs; no worker is left then."""
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._wake, selectors.EVENT_READ, self._on_signal)
         self._serving = True
@@ -113,6 +115,8 @@ class ForkServer:
                     if self._is_current(key):
                         key.data()
                 self._reap()
+                if self._terminating and (self._agent is None or not self._workers):
+                    self._quit = True
         finally:
             attempt = self._stop_workers()
             if attempt is not None:
@@ -170,6 +174,11 @@ class ForkServer:
             case Stop(attempt):
                 self._stop_workers()
                 self._send(Stopped(attempt))
+            case Leave(attempt):
+                for worker in self._workers.values():
+                    if worker.attempt == attempt:
+                        with contextlib.suppress(OSError):  # it has ended
+                            worker.process.channel.sendall(encode_line(message))
             case Quit():
                 self._quit = True
             case _:
@@ -341,8 +350,9 @@ class ForkServer:
 
     def _tell_end(self, worker: _Worker, code: int) -> None:
         said = worker.farewell
-        failure = said.failure if said is not None and said.exit_code == code else self._unannounced(worker, code)
-        self._send(Exited(worker.attempt, worker.rank, code, failure))
+        if said is None or said.exit_code != code:
+            said = Exited(worker.attempt, worker.rank, code, self._unannounced(worker, code))
+        self._send(said)
 
     def _unannounced(self, worker: _Worker, code: int) -> Failure:
         """It died without a word."""
@@ -360,16 +370,22 @@ class ForkServer:
         with contextlib.suppress(BlockingIOError):
             while self._wake.recv(_CHUNK):
                 pass
+        if self._terminating and not self._told_terminating:
+            self._told_terminating = True
+            log.info("asked to end")
+            self._send(Terminating())
 
     def _on_terminate(self, *_: object) -> None:
-        log.info("asked to end")
-        self._quit = True
+        """Only notes it: what follows is for the loop, which this may have interrupted anywhere. Workers go on, since
+        the agent, whose container ends after this one, is to have them leave with a checkpoint."""
         if not self._serving:
+            log.info("asked to end")
             raise SystemExit(0)  # there are no workers yet, and the rest of the imports is not worth the wait
+        self._terminating = True
 
 
 def main(enter: Enter = enter) -> NoReturn:
-    """Entry point of the worker container. Ends the process with exit code 0 after `Quit` or SIGTERM."""
+    """Entry point of the worker container. Ends the process with exit code 0 when `ForkServer.serve` returns."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     set_environment()
     path = Path(os.environ.get(ENV_SOCKET, names.WORKER_SOCKET))

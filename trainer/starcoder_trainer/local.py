@@ -29,7 +29,7 @@ from starcoder_operator.domain import validation
 from starcoder_operator.domain.layout import layout_of
 from starcoder_operator.domain.training_config import training_config
 from starcoder_trainer.agent.logs import log_json
-from starcoder_trainer.agent.machine import Identity
+from starcoder_trainer.agent.machine import GRACE_SECONDS, Identity
 from starcoder_trainer.agent.metrics import Metrics
 from starcoder_trainer.agent.supervisor import Supervisor, Surroundings
 from starcoder_trainer.contract import names
@@ -256,10 +256,10 @@ def fork_server(worker_socket: Path, log_file: Path) -> Iterator[subprocess.Pope
 async def _supervise(
     config: TrainingConfig, attempts: Attempts, server: subprocess.Popen[bytes], worker_socket: Path, scratch: Path
 ) -> None:
-    """Until the run ended, the fork server did, or a signal asks to stop."""
+    """Until the run ended, the fork server did, or a signal asks to stop: workers then leave with a checkpoint."""
     from starcoder_trainer.data import preflight as data
 
-    over = asyncio.Event()
+    over, hurried = asyncio.Event(), asyncio.Event()
 
     def reported(report: Report) -> None:
         if assignment := attempts.reported(report):
@@ -268,6 +268,10 @@ async def _supervise(
             over.set()
 
     def interrupted() -> None:
+        if attempts.ending == "interrupted":
+            hurried.set()
+        elif attempts.ending is None:
+            attempts.view.say("interrupted: workers save and leave; once more to leave without")
         attempts.ending = attempts.ending or "interrupted"
         attempts.explanation = attempts.explanation or "interrupted; start again to go on from the last checkpoint"
         over.set()
@@ -298,9 +302,13 @@ async def _supervise(
     supervisor.assign(attempts.assignment("hold"), config.to_dict())
     await over.wait()
     supervisor.terminate()
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(supervising, STOP_SECONDS)
-    watching.cancel()
+    enough = asyncio.create_task(hurried.wait())
+    patience = GRACE_SECONDS if attempts.ending == "interrupted" else STOP_SECONDS
+    await asyncio.wait({supervising, enough}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+    for task in (supervising, enough, watching):
+        task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await supervising
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:

@@ -80,8 +80,15 @@ class _MicroBatch:
     mask: torch.Tensor | None
 
 
-def train(training: Training, on_step: Callable[[StepDone], None], save: Callable[[], None]) -> None:
+def train(
+    training: Training,
+    on_step: Callable[[StepDone], None],
+    save: Callable[[], None],
+    asked_to_leave: Callable[[], bool] = lambda: False,
+) -> None:
     """From `training.iteration` to the last one; `save` is called every `checkpoint.everyIterations` and at the end.
+
+    Ends earlier, on all ranks after the same iteration and with a save of it, where any rank is asked to leave.
 
     Raises:
         DivergedError: loss or gradient norm is not finite; nothing of that iteration is saved.
@@ -91,8 +98,20 @@ def train(training: Training, on_step: Callable[[StepDone], None], save: Callabl
     while training.iteration < config.training.iterations:
         done = step(training, timer)
         on_step(done)
-        if done.iteration % config.checkpoint.every_iterations == 0 or done.iteration == config.training.iterations:
+        leaving = _any_rank(asked_to_leave())
+        last = leaving or done.iteration == config.training.iterations
+        if last or done.iteration % config.checkpoint.every_iterations == 0:
             save()
+        if last:
+            return
+
+
+def _any_rank(asked: bool) -> bool:
+    """The same answer on every rank of the gang. Tensor ranks and stages share no other reduction, so this is one of
+    its own, over all: 4 bytes, after the ranks have just met for the gradient's norm (docs/adr has what it costs)."""
+    flag = torch.tensor([int(asked)], dtype=torch.int32, device=device())
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag.item())
 
 
 def step(training: Training, timer: PhaseTimer) -> StepDone:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import os
@@ -16,7 +17,17 @@ from typing import TYPE_CHECKING
 
 from starcoder_trainer.contract import exits, names
 from starcoder_trainer.contract.config import TrainingConfig
-from starcoder_trainer.contract.worker import Exited, Message, Saved, Start, Started, Step, decode_line, encode_line
+from starcoder_trainer.contract.worker import (
+    Exited,
+    Leave,
+    Message,
+    Saved,
+    Start,
+    Started,
+    Step,
+    decode_line,
+    encode_line,
+)
 
 from .failures import failure_of
 from .storage.open import open_store
@@ -34,6 +45,7 @@ ENV_CREDENTIALS_DIR = "STARCODER_CREDENTIALS_DIR"
 ENV_FORMATION_SECONDS = "STARCODER_FORMATION_SECONDS"
 """How long a worker waits for the whole gang."""
 FORMATION_SECONDS = 120.0
+_CHUNK = 1 << 16
 
 OpenStore = Callable[[str], ObjectStore]
 OpenSamples = Callable[[TrainingConfig, OpenStore, Path], "Samples"]
@@ -60,24 +72,29 @@ class Worker:
         self._listen_fd = listen_fd
         self._open_samples = samples
         self._checkpoint_seconds = 0.0
+        self._incoming = b""
+        self._leave = False
 
     def send(self, message: Message) -> None:
         self._channel.sendall(encode_line(message))
 
     def run(self) -> int:
         """Exit code. Never raises: what went wrong is sent as `Exited` and printed with its stack."""
-        attempt, code, failure = self.start.attempt, exits.OK, None
+        attempt, code, failure, left_at = self.start.attempt, exits.OK, None, None
         try:
-            self._train(TrainingConfig.from_dict(self.start.config))
+            config = TrainingConfig.from_dict(self.start.config)
+            reached = self._train(config)
+            left_at = reached if reached < config.training.iterations else None
         except BaseException as e:
             traceback.print_exc()
             failure = failure_of(e, self.rank, self.iteration)
             assert failure.exit_code is not None
             code = failure.exit_code
-        self.send(Exited(attempt, self.rank, code, failure))
+        self.send(Exited(attempt, self.rank, code, failure, left_at))
         return code
 
-    def _train(self, config: TrainingConfig) -> None:
+    def _train(self, config: TrainingConfig) -> int:
+        """Iterations done when it ended well."""
         # Heavy: in a fork they are there already, in a spawned worker this is the import.
         import torch
         import torch.distributed as dist
@@ -111,9 +128,18 @@ class Worker:
         attention, _ = attention_backend(config)
         loading = time.monotonic() - formed
         self.send(Started(self.start.attempt, self.rank, training.iteration, attention, loading))
-        train(training, self._on_step(config), lambda: self._save(training))
+        train(training, self._on_step(config), lambda: self._save(training), self._asked_to_leave)
         # Nobody leaves while a neighbour still waits for its part of the last collective.
         dist.barrier()
+        return training.iteration
+
+    def _asked_to_leave(self) -> bool:
+        """Whether `Leave` has come over the channel; once it has, it has for good."""
+        with contextlib.suppress(BlockingIOError):
+            while data := self._channel.recv(_CHUNK, socket.MSG_DONTWAIT):
+                *lines, self._incoming = (self._incoming + data).split(b"\n")
+                self._leave |= any(isinstance(decode_line(line), Leave) for line in lines)
+        return self._leave
 
     def _meeting(self, config: TrainingConfig) -> Meeting:
         from .process_group import Meeting

@@ -55,6 +55,6 @@ WARNINGS = frozenset({
     INVALID_SPEC, POD_INVALID, UNSCHEDULABLE, REFUSED, GANG_API_ABSENT, GANG_FIELD_DROPPED, IMAGE_PULL_FAILED,
     CONTAINER_CONFIG_ERROR, CONTAINER_CRASHING, AGENTS_SILENT, RESTARTS_EXHAUSTED,
     "CredentialsMissing", "StorageAccessDenied", "BucketNotFound", "StorageUnreachable", "DataNotFound", "DataInvalid",
-    "TokenizerMismatch", "CheckpointForeign", "CheckpointLost", "WorkerNotReady",
+    "TokenizerMismatch", "CheckpointForeign", "CheckpointLost", "WorkerNotReady", "GraceExceeded",
 })  # fmt: skip
 """Reasons that tell of trouble: entering one makes a Warning Event."""

@@ -1,7 +1,8 @@
 """Decisions of an agent: events in, actions out. No I/O and no clock, so that a simulation can run whole gangs of it.
 
 What it upholds: workers of at most one attempt at a time; an attempt is started at most once and never after a higher
-one was seen; nothing starts before the workers before it are reaped.
+one was seen; nothing starts before the workers before it are reaped. An agent that is told to end has its workers leave
+with a checkpoint first, and ends when that is uploaded and, on the leader, committed, or its time is up.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from starcoder_trainer.contract.worker import Exited, Saved, Start, Started, Ste
 
 NOT_READY_SECONDS = 60.0
 """A fork server imports torch and megatron in 10 to 30 s; longer is told to the operator."""
+GRACE_SECONDS = 300.0
+"""terminationGracePeriodSeconds of a Pod whose spec does not say."""
+GIVE_UP_SECONDS, GIVE_UP_SHARE = 10.0, 0.25
+"""How long before the end of its grace period an agent gives up, so that it can still say so; of a short period no more
+than that share."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Identity:
     address: str
     """IP of the Pod."""
     scratch: str
+    grace_seconds: float = GRACE_SECONDS
+    """From SIGTERM to SIGKILL."""
 
 
 # Events. `now` is in seconds of any clock that only goes forward.
@@ -131,6 +139,15 @@ class ShardUploaded:
 
 
 @dataclass(frozen=True)
+class UploadAbandoned:
+    """A step will never be uploaded: newer ones took its place, or a later attempt has begun."""
+
+    now: float
+    attempt: int
+    step: int
+
+
+@dataclass(frozen=True)
 class StorageTrouble:
     """Uploading or committing meets a problem (and goes on trying), or met one and is well again (None)."""
 
@@ -165,6 +182,14 @@ class Superseded:
 
 
 @dataclass(frozen=True)
+class WorkersTerminated:
+    """SIGTERM came to the worker container: the Pod is to end. That container ends with its workers, and only then does
+    the kubelet tell the agent's."""
+
+    now: float
+
+
+@dataclass(frozen=True)
 class Terminated:
     """SIGTERM."""
 
@@ -189,10 +214,12 @@ Event = (
     | PrepareHindered
     | FencedOut
     | ShardUploaded
+    | UploadAbandoned
     | StorageTrouble
     | CheckpointVerified
     | CheckpointRefused
     | Superseded
+    | WorkersTerminated
     | Terminated
     | Ticked
 )
@@ -209,6 +236,13 @@ class StartWorkers:
 
 @dataclass(frozen=True)
 class StopWorkers:
+    attempt: int
+
+
+@dataclass(frozen=True)
+class LeaveWorkers:
+    """Have the workers save at the end of this iteration and end well; so will those of all other members."""
+
     attempt: int
 
 
@@ -249,7 +283,7 @@ class Exit:
     """End the agent with exit code 0."""
 
 
-Action = StartWorkers | StopWorkers | QuitWorkers | Prepare | Upload | Commit | Exit
+Action = StartWorkers | StopWorkers | LeaveWorkers | QuitWorkers | Prepare | Upload | Commit | Exit
 
 
 @dataclass
@@ -258,8 +292,13 @@ class _Workers:
 
     attempt: int
     ranks: frozenset[int]
+    first: int
+    """Iterations done by the attempts before."""
     started: frozenset[int] = frozenset()
     finished: frozenset[int] = frozenset()
+    left_at: int | None = None
+    leaving: bool = False
+    """They were asked to."""
     stopping: bool = False
 
 
@@ -279,9 +318,13 @@ class Machine:
         self._prepared_for = 0
         self._all_finished = False
         """Every local rank of the attempt ended well."""
+        self._left_at: int | None = None
+        """Iterations done by workers that ended well before the last one."""
         self._saves: dict[tuple[int, int], dict[int, Saved]] = {}
         self._pending: set[tuple[int, int]] = set()
         """(attempt, step) handed to the uploader and, on the leader, the committer."""
+        self._uploading: set[tuple[int, int]] = set()
+        """(attempt, step) handed to the uploader alone."""
         self._offer: Offer | None = None
         self._verified: Verified | None = None
         self._failure: Failure | None = None
@@ -292,6 +335,8 @@ class Machine:
         self._stopwatch = Stopwatch(now)
         self._superseded = False
         self._terminated = False
+        self._out_by: float | None = None
+        """When the Pod is told to end: the time at which its agent gives up."""
         self._quit = False
 
     @property
@@ -337,19 +382,24 @@ class Machine:
             case WorkerExited(message=message):
                 self._worker_exited(message)
             case WorkersStopped() if self._workers and self._workers.stopping:
-                self._workers = None
+                self._stopped(self._workers)
             case Prepared(attempt=attempt) if attempt == self._prepared_for:
                 self._offer, self._verified, self._problem = event.offer, event.verified, None
             case PrepareHindered(attempt=attempt) if attempt == self._prepared_for:
                 self._problem = event.problem
             case FencedOut(attempt=attempt) if self._assignment and attempt == self._assignment.attempt:
                 self._fenced_by = max(event.by, self._fenced_by or 0)
+                self._pending = {(a, s) for a, s in self._pending if a > attempt}
             case ShardUploaded(attempt=attempt, step=step):
+                self._uploading.discard((attempt, step))
                 if self._leads(attempt):
                     assert self._assignment is not None
                     out.append(Commit(attempt, step, len(self._assignment.members)))
                 else:
                     self._settle(attempt, step)
+            case UploadAbandoned(attempt=attempt, step=step):
+                self._uploading.discard((attempt, step))
+                self._pending.discard((attempt, step))
             case StorageTrouble(problem=problem):
                 self._storage_problem = problem
             case CheckpointVerified(attempt=attempt, verified=verified):
@@ -358,17 +408,21 @@ class Machine:
                     self._verified = verified
             case CheckpointRefused(attempt=attempt, step=step, message=message):
                 self._pending.discard((attempt, step))
+                self._uploading.discard((attempt, step))
                 if self._running(attempt) or (attempt == self._attempt and self._all_finished):
                     self._refused(step, message)
             case Superseded():
                 self._superseded = True
+            case WorkersTerminated():
+                self._told_to_end(event.now)
             case Terminated():
                 self._terminated = True
+                self._told_to_end(event.now)
             case Ticked():
                 pass
         self._tell_long_wait(event.now)
         self._finish()
-        if self._state == "done" and state != "done" and self._progress:
+        if self._state in ("done", "left") and self._state != state and self._progress:
             self._progress = replace(self._progress, spent=self._stopwatch.done(event.now))
         out += self._drive(event.now)
         return tuple(out)
@@ -430,6 +484,7 @@ class Machine:
         # A step that not all local ranks saved by now never will be: ranks save in order.
         self._saves = {k: v for k, v in self._saves.items() if k[0] == key[0] and k[1] > key[1]}
         self._pending.add(key)
+        self._uploading.add(key)
         return [Upload(*key, self._assignment.layout.world_size, tuple(saved[r] for r in sorted(saved)))]
 
     def _worker_exited(self, message: Exited) -> None:
@@ -440,8 +495,11 @@ class Machine:
             if workers.stopping:
                 return
             workers.finished |= {message.rank}
+            if message.left_at is not None:
+                workers.left_at = message.left_at
+                self._state = "draining" if self._state == "training" else self._state
             if workers.finished >= workers.ranks:
-                self._workers, self._all_finished = None, True
+                self._finished(workers.left_at)
             return
         if workers.stopping and (self._state != "failed" or message.exit_code == -signal.SIGKILL):
             return  # killed because we asked for it
@@ -450,8 +508,14 @@ class Machine:
             or Failure("Crash", f"worker ended with exit code {message.exit_code}", message.exit_code, message.rank)
         )
 
+    def _finished(self, left_at: int | None) -> None:
+        """Every local rank has ended well."""
+        self._workers, self._all_finished, self._left_at = None, True, left_at
+        if left_at is not None:
+            self._progress = replace(self._progress or Progress(), iteration=left_at)
+
     def _refused(self, step: int, message: str) -> None:
-        if step >= self._iterations:
+        if step >= (self._iterations if self._left_at is None else self._left_at):
             self._fail(Failure("Storage", f"the last checkpoint is not what was saved: {message}", iteration=step))
 
     # What follows from them
@@ -468,25 +532,26 @@ class Machine:
         self._pending = {(a, s) for a, s in self._pending if a != attempt or s > step}
 
     def _finish(self) -> None:
-        if not self._all_finished or self._state == "done":
+        if not self._all_finished or self._state in ("done", "left"):
             return
-        if any(a == self._attempt for a, _ in self._pending):
+        if any(a == self._attempt for a, _ in self._pending) or self._fenced_by is not None:
             return
         if self._leads(self._attempt):
             step = self._verified.checkpoint.step if self._verified else 0
-            if step < self._iterations:
+            expected = self._iterations if self._left_at is None else self._left_at
+            if step < expected:
                 self._fail(
                     Failure(
                         "Crash",
                         f"workers ended well, but the newest verified checkpoint is of iteration {step}, expected "
-                        f"{self._iterations}",
+                        f"{expected}",
                     )
                 )
                 return
-        self._state = "done"
+        self._state = "done" if self._left_at is None else "left"
 
     def _tell_long_wait(self, now: float) -> None:
-        if self._ready or self._quit or now - self._waiting_since < NOT_READY_SECONDS:
+        if self._ready or self._quit or self._out_by is not None or now - self._waiting_since < NOT_READY_SECONDS:
             return
         waited = int(now - self._waiting_since) // 10 * 10
         self._problem = Problem(
@@ -497,12 +562,8 @@ class Machine:
 
     def _drive(self, now: float) -> list[Action]:
         workers, assignment = self._workers, self._assignment
-        if self._superseded or self._terminated:
-            if workers and not workers.stopping:
-                return self._stop(workers)
-            if self._terminated and workers is None:
-                return [Exit()]
-            return []
+        if self._superseded or self._out_by is not None:
+            return self._end(now)
         if assignment is None or self._quit:
             return []
         if assignment.phase == "stop":
@@ -512,6 +573,8 @@ class Machine:
             return [QuitWorkers()]
         if workers and not workers.stopping and (workers.attempt < assignment.attempt or self._state == "failed"):
             return self._stop(workers)
+        if assignment.phase == "drain" and workers and not workers.stopping:
+            return self._leave(workers)
         place = assignment.place_of(self.me.boot_id)
         if place is None:
             self._stand_by(assignment)
@@ -528,30 +591,82 @@ class Machine:
                 out.append(self._start(assignment, assignment.offer, place))
         return out
 
+    def _told_to_end(self, now: float) -> None:
+        if self._out_by is None:
+            grace = self.me.grace_seconds
+            self._out_by = now + grace - min(GIVE_UP_SECONDS, grace * GIVE_UP_SHARE)
+
+    def _end(self, now: float) -> list[Action]:
+        """The Pod is to end, or is forgotten: nothing is started any more."""
+        workers = self._workers
+        late = self._superseded or (self._out_by is not None and now >= self._out_by)
+        if workers is not None:
+            if workers.stopping:
+                return []
+            current = self._assignment is not None and workers.attempt == self._assignment.attempt
+            if current and self._state != "failed" and not late:
+                return self._leave(workers)
+            if late and not self._superseded:
+                self._problem = self._too_late()
+            return self._stop(workers)
+        waits = {p for p in self._pending if p[0] == self._attempt} if self._all_finished else self._uploading
+        if waits and not late:
+            return []
+        if waits and not self._superseded:
+            self._problem = self._too_late()
+        return [Exit()] if self._terminated else []
+
+    def _leave(self, workers: _Workers) -> list[Action]:
+        if workers.leaving:
+            return []
+        workers.leaving = True
+        before, self._state = self._state, "draining"
+        if before == "starting":  # no iteration has passed that would be lost
+            return self._stop(workers)
+        return [LeaveWorkers(workers.attempt)]
+
     def _stop(self, workers: _Workers) -> list[Action]:
         workers.stopping = True
-        if self._terminated and self._state in ("starting", "training"):
-            self._state = "draining"
         return [StopWorkers(workers.attempt)]
 
     def _stand_by(self, assignment: Assignment) -> None:
         """An attempt goes on without this agent: once its own workers are reaped it is a spare, ready to be listed."""
         if self._workers is None and self._attempt < assignment.attempt:
-            self._state, self._failure, self._all_finished = "idle", None, False
+            self._state, self._failure, self._all_finished, self._left_at = "idle", None, False, None
+
+    def _stopped(self, workers: _Workers) -> None:
+        self._workers = None
+        if workers.leaving and not workers.started >= workers.ranks:
+            self._finished(workers.first)
+
+    def _too_late(self) -> Problem:
+        """What was to be saved before the Pod ended is not whole."""
+        what = (
+            f"the checkpoint of iteration {self._left_at} is not whole in S3"
+            if self._left_at is not None
+            else "the workers have not come to the end of their iteration"
+        )
+        newest = f", iteration {self._verified.checkpoint.step}" if self._verified else ""
+        return Problem(
+            "GraceExceeded",
+            f"Pod {self.me.pod} ends: {what} after {self.me.grace_seconds:.0f} s; training goes on from the newest "
+            f"verified checkpoint{newest}. Raise workers.terminationGracePeriodSeconds",
+        )
 
     def _enter(self, assignment: Assignment, place: int) -> None:
         """No worker runs and one can be forked: what is said from here on is about the assignment's attempt."""
         if self._attempt == assignment.attempt:
             return
         self._attempt, self._state = assignment.attempt, "idle"
-        self._failure, self._all_finished = None, False
+        self._failure, self._all_finished, self._left_at = None, False, None
         if place != 0:
             self._verified = None
 
     def _start(self, assignment: Assignment, offer: Offer, place: int) -> StartWorkers:
         per_member = assignment.gpus_per_member
         ranks = tuple(range(place * per_member, (place + 1) * per_member))
-        self._workers = _Workers(assignment.attempt, frozenset(ranks))
+        first = offer.checkpoint.step if offer.checkpoint else 0
+        self._workers = _Workers(assignment.attempt, frozenset(ranks), first)
         self._last_started = assignment.attempt
         self._state = "starting"
         return StartWorkers(

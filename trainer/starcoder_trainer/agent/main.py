@@ -18,7 +18,7 @@ from kubernetes.aio import config as kubernetes_config
 
 from starcoder_trainer.agent.kube import Heartbeat, LeaseName, watch_assignment
 from starcoder_trainer.agent.logs import log_json
-from starcoder_trainer.agent.machine import Identity
+from starcoder_trainer.agent.machine import GRACE_SECONDS, Identity
 from starcoder_trainer.agent.metrics import Metrics
 from starcoder_trainer.agent.preflight import CheckData
 from starcoder_trainer.agent.supervisor import Supervisor, Surroundings
@@ -49,6 +49,7 @@ class Settings:
     pod_ip: str
     node: str
     heartbeat_seconds: float
+    grace_seconds: float
     worker_socket: Path = Path(names.WORKER_SOCKET)
     scratch: str = names.SCRATCH_DIR
     credentials_dir: Path = Path(names.CREDENTIALS_DIR)
@@ -76,6 +77,9 @@ class Settings:
             pod=said(names.ENV_POD),
             pod_ip=said(names.ENV_POD_IP),
             node=said(names.ENV_NODE),
+            grace_seconds=number(
+                names.ENV_GRACE_SECONDS, float, env.get(names.ENV_GRACE_SECONDS) or str(GRACE_SECONDS)
+            ),
             heartbeat_seconds=number(ENV_HEARTBEAT, float, env.get(ENV_HEARTBEAT) or str(HEARTBEAT_SECONDS)),
         )
 
@@ -88,7 +92,7 @@ def build_version() -> str:
 
 
 async def serve(settings: Settings, api_client: client.ApiClient, check_data: CheckData, stop: asyncio.Event) -> None:
-    """Until `stop` is set and the workers are stopped."""
+    """Until `stop` is set, and the workers have left and their checkpoint is safe or the grace period over."""
     me = Identity(
         run_uid=settings.run_uid,
         boot_id=uuid.uuid4().hex[:16],
@@ -97,6 +101,7 @@ async def serve(settings: Settings, api_client: client.ApiClient, check_data: Ch
         node=settings.node,
         address=settings.pod_ip,
         scratch=settings.scratch,
+        grace_seconds=settings.grace_seconds,
     )
     context: dict[str, object] = {"run": settings.run, "member": settings.member, "attempt": 0, "iteration": 0}
     log_json(context)

@@ -25,12 +25,25 @@ from starcoder_trainer.agent.upload import Uploader, Uploads, delete_leftovers
 from starcoder_trainer.contract.assignment import Assignment
 from starcoder_trainer.contract.config import StorageConfig, TrainingConfig
 from starcoder_trainer.contract.report import Failure, Report
-from starcoder_trainer.contract.worker import Exited, Message, Quit, Ready, Saved, Start, Started, Step, Stop, Stopped
+from starcoder_trainer.contract.worker import (
+    Exited,
+    Leave,
+    Message,
+    Quit,
+    Ready,
+    Saved,
+    Start,
+    Started,
+    Step,
+    Stop,
+    Stopped,
+    Terminating,
+)
 from starcoder_trainer.storage.store import ObjectStore, StorageError
 
 log = logging.getLogger(__name__)
 
-TICK_SECONDS = 5.0
+TICK_SECONDS = 1.0
 RETRY_SECONDS = 3.0
 """Between two tries of a preparation that something outside hinders."""
 
@@ -136,6 +149,8 @@ class Supervisor:
                 await self._send(start, self._take_listener(start.attempt) if as_leader else None)
             case m.StopWorkers(attempt):
                 await self._send(Stop(attempt), None)
+            case m.LeaveWorkers(attempt):
+                await self._send(Leave(attempt), None)
             case m.QuitWorkers():
                 await self._send(Quit(), None)
             case m.Prepare(attempt, config):
@@ -223,6 +238,8 @@ class Supervisor:
                 self.post(m.WorkerExited(now, message))
             case Stopped():
                 self.post(m.WorkersStopped(now))
+            case Terminating():
+                self.post(m.WorkersTerminated(now))
             case _:
                 log.error("ignored: the fork server sent %s", type(message).__name__)
 

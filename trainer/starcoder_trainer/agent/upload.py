@@ -11,7 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from starcoder_trainer.agent.machine import CheckpointRefused, Event, ShardUploaded, StorageTrouble, Upload
+from starcoder_trainer.agent.machine import (
+    CheckpointRefused,
+    Event,
+    ShardUploaded,
+    StorageTrouble,
+    Upload,
+    UploadAbandoned,
+)
 from starcoder_trainer.agent.problems import storage_problem
 from starcoder_trainer.contract.codec import ContractError
 from starcoder_trainer.contract.ledger import (
@@ -158,6 +165,7 @@ class Uploader:
     def _give_up(self, job: Upload, why: str) -> None:
         log.warning("step %d of attempt %d is not uploaded: %s", job.step, job.attempt, why)
         delete_local(job)
+        self._post(UploadAbandoned(self._clock(), job.attempt, job.step))
 
     async def run(self) -> None:
         """Until cancelled."""

@@ -7,9 +7,10 @@ from typing import Literal
 
 from .codec import Document
 
-Phase = Literal["hold", "run", "stop"]
+Phase = Literal["hold", "run", "drain", "stop"]
 """hold: stop workers of older attempts and answer idle; the leader claims HEAD and offers. run: form and train.
-stop: training is over or suspended; stop the workers and end the worker container with exit code 0."""
+drain: of the attempt that runs: the workers take a checkpoint at the end of this iteration and end; it is uploaded and
+committed. stop: training is over or suspended; stop the workers and end the worker container with exit code 0."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Assignment(Document):
     gpus_per_member: int
     layout: Layout
     offer: Offer | None = None
-    """In phase `run`, copied from the leader's report of the same attempt."""
+    """In phases `run` and `drain`, copied from the leader's report of the same attempt."""
 
     @property
     def leader(self) -> Member:

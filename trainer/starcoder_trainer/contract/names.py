@@ -40,6 +40,10 @@ ENV_POD = "STARCODER_POD"
 ENV_POD_IP = "STARCODER_POD_IP"
 ENV_NODE = "STARCODER_NODE"
 
+# Environment of the agent.
+ENV_GRACE_SECONDS = "STARCODER_GRACE_SECONDS"
+"""The Pod's terminationGracePeriodSeconds: how long it may take to leave."""
+
 # Environment of a local run's fork server only.
 ENV_WORKER_SOCKET = "STARCODER_WORKER_SOCKET"
 """Path of the Unix socket, instead of `WORKER_SOCKET`."""

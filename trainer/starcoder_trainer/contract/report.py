@@ -8,9 +8,11 @@ from typing import Literal
 from .assignment import CheckpointRef, Offer
 from .codec import Document
 
-State = Literal["idle", "starting", "training", "draining", "failed", "done"]
-"""idle: no worker runs, the fork server is warm. done: the last iteration is trained, everything is uploaded and,
-on the leader, the last checkpoint is in HEAD."""
+State = Literal["idle", "starting", "training", "draining", "left", "failed", "done"]
+"""idle: no worker runs, the fork server is warm. draining: workers were asked to leave, or have left and their
+checkpoint is still being uploaded or committed. left: the workers ended before the last iteration because one of the
+gang was asked to leave; their checkpoint is uploaded and, on the leader, in HEAD. done: the last iteration is trained,
+everything is uploaded and, on the leader, the last checkpoint is in HEAD."""
 
 Cause = Literal[
     "UserError", "Crash", "DeviceError", "OutOfMemory", "Storage", "Peer", "FormationTimeout", "AgentRestarted"
@@ -29,8 +31,10 @@ ProblemReason = Literal[
     "CheckpointForeign",
     "CheckpointLost",
     "WorkerNotReady",
+    "GraceExceeded",
 ]
-"""What keeps an idle agent from going on. It tries again until the cause is mended; no attempt is used up."""
+"""What keeps an idle agent from going on. It tries again until the cause is mended; no attempt is used up.
+GraceExceeded alone is about the past: the Pod had to end before its checkpoint was whole."""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,13 @@ class Stop(Document):
 
 
 @dataclass(frozen=True)
+class Leave(Document):
+    """Agent -> server -> its workers: save at the end of this iteration, with all ranks of the gang, and end well."""
+
+    attempt: int
+
+
+@dataclass(frozen=True)
 class Quit(Document):
     """Agent -> server: stop workers and exit with code 0 (the container is then done)."""
 
@@ -52,6 +59,12 @@ class Ready(Document):
 
     pid: int
     preload_seconds: float
+
+
+@dataclass(frozen=True)
+class Terminating(Document):
+    """Server -> agent: SIGTERM came to the worker container, which the kubelet ends before the agent's. Workers go on
+    until `Stop` or `Quit`."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +123,9 @@ class Exited(Document):
     rank: int
     exit_code: int
     failure: Failure | None = None
+    left_at: int | None = None
+    """It ended well before the last iteration, since one of the gang was asked to leave: iterations done, all of them
+    in the checkpoint that it saved last."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +135,9 @@ class Stopped(Document):
     attempt: int
 
 
-Message = Start | Stop | Quit | Ready | Started | Step | Saved | Exited | Stopped
+Message = Start | Stop | Leave | Quit | Ready | Terminating | Started | Step | Saved | Exited | Stopped
 _TYPES: dict[str, type[Message]] = {
-    t.__name__: t for t in (Start, Stop, Quit, Ready, Started, Step, Saved, Exited, Stopped)
+    t.__name__: t for t in (Start, Stop, Leave, Quit, Ready, Terminating, Started, Step, Saved, Exited, Stopped)
 }
 
 
