@@ -18,8 +18,11 @@ from .members import MemberView
 from .snapshot import Snapshot, own_assignment
 from .timestamps import milliseconds
 
-ACTIVE = ("run",)
+ACTIVE = ("run", "drain")
 """Phases in which workers of the assignment's attempt may train."""
+
+ENDED_WELL = ("done", "left")
+"""States of an agent whose report says all of its attempt, the last checkpoint included."""
 
 Shares = dict[Bucket, int]
 """Milliseconds by bucket."""
@@ -122,7 +125,7 @@ def _heard(snapshot: Snapshot, current: Assignment, *, leader_only: bool) -> Hea
         progress, leads = report.progress, report.boot_id == current.leader.boot_id
         if progress is None or report.state in ("idle", "starting") or (leader_only and not leads):
             continue
-        if progress.spent is None and report.state not in ("training", "done"):
+        if progress.spent is None and report.state in ("failed", "draining"):
             continue  # it failed before it trained, and the progress is of the attempt before
         rank = (progress.spent is not None, progress.spent.total if progress.spent else 0.0, progress.iteration)
         if best is None or rank > best:
@@ -148,7 +151,7 @@ def shares_of(
     if status.restarts.total > snapshot.status.restarts.total:
         unheard = _until_the_fault(snapshot, members, status, run, left)
         return _joined(shares, _under_way(run, unheard), {"detecting": left - unheard})
-    if heard is not None and heard.state == "done":
+    if heard is not None and heard.state in ENDED_WELL:
         return _joined(shares, {"detecting": left})
     if status.state == "Succeeded":
         return _joined(shares, {"checkpointStall": left})

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from starcoder_operator.adapters.kinds import CONFIG_MAPS, EVENTS, LEASES, POD_GROUPS, PODS, RUNS, Manifest
 from starcoder_operator.domain.failure import CAUSES, Cause, Charge
+from starcoder_operator.domain.timestamps import milliseconds
 from starcoder_trainer.contract import names
 from starcoder_trainer.contract.assignment import Assignment
 from starcoder_trainer.contract.ledger import HEAD_KEY, MANIFEST, Head, checkpoint_prefix
@@ -93,6 +94,17 @@ class Checks:
             "Succeeded without a verified checkpoint of the last iteration",
         )
         self.require(after.get("state") != "Failed", f"the run is Failed: {after.get('message')}")
+
+        self._account_written(before.get("goodput"), after.get("goodput"))
+
+    def _account_written(self, before: Manifest | None, after: Manifest | None) -> None:
+        if after is None:
+            return
+        buckets = after["buckets"]
+        told, lived = sum(buckets.values()), milliseconds(after["asOf"]) - milliseconds(after["since"])
+        self.require(round(1000 * told) == lived, f"the buckets add up to {told:.3f} s of {lived / 1000:.3f} s")
+        for bucket, seconds in ((before or {}).get("buckets") or {}).items():
+            self.require(buckets[bucket] >= seconds, f"bucket {bucket} went from {seconds} to {buckets[bucket]} s")
 
     def _may_wait_for_cause(self, status: Manifest) -> bool:
         """A lost connection is charged until its cause shows, and then put down to that."""
