@@ -25,16 +25,25 @@ CHARGED = frozenset(c for c, r in CAUSES.items() if r.charge is Charge.RUN)
 
 class Planner(RuleBasedStateMachine):
     @initialize(
-        replicas=st.integers(1, 3), spares=st.integers(0, 2), gang=st.sampled_from(["Native", "Native", "None"])
+        replicas=st.integers(1, 3),
+        spares=st.integers(0, 2),
+        least=st.none() | st.integers(1, 3),
+        gang=st.sampled_from(["Native", "Native", "None"]),
     )
-    def start(self, replicas, spares, gang):
+    def start(self, replicas, spares, least, gang):
+        self.replicas = replicas
         spec = runs.run(
             workers__replicas=replicas,
-            training__globalBatchSize=8 * replicas,
+            training__globalBatchSize=24,
             training__iterations=60,
             scheduling__gang=gang,
             failurePolicy__maxRestartsWithoutProgress=1000,
-            elasticity__spares=spares,
+            elasticity={
+                "spares": spares,
+                "patience": "10s",
+                "growBack": {"interval": "20s"},
+                **({"minReplicas": min(least, replicas)} if least else {}),
+            },
         ).spec
         self.cluster = SimulatedCluster(spec, nodes=replicas + 1)
         self.cluster.pullable = {"", "good"}
@@ -119,6 +128,25 @@ class Planner(RuleBasedStateMachine):
     def somebody_sets_the_image(self, image):
         workers = self.cluster.spec.workers.model_copy(update={"image": image})
         self.cluster.change_spec(workers=workers)
+
+    @rule(replicas=st.integers(1, 3), spares=st.integers(0, 2))
+    def somebody_resizes_the_run(self, replicas, spares):
+        spec = self.cluster.spec
+        least = spec.elasticity.min_replicas
+        elasticity = {"spares": spares, "min_replicas": least and min(least, replicas)}
+        self.cluster.change_spec(
+            workers=spec.workers.model_copy(update={"replicas": replicas}),
+            elasticity=spec.elasticity.model_copy(update=elasticity),
+        )
+
+    @rule(pipeline=st.sampled_from([1, 2]), tensor=st.sampled_from([1, 2]))
+    def somebody_changes_the_layout(self, pipeline, tensor):
+        spec = self.cluster.spec
+        least = spec.elasticity.min_replicas or 0
+        if (spec.workers.gpus % (pipeline * tensor), 2 * least % (pipeline * tensor)) == (0, 0):
+            self.cluster.change_spec(
+                parallelism=spec.parallelism.model_copy(update={"pipeline": pipeline, "tensor": tensor})
+            )
 
     @precondition(lambda self: self.dead)
     @rule(data=st.data())
@@ -215,6 +243,8 @@ class Planner(RuleBasedStateMachine):
         cluster.api_reaches_agents = cluster.gang_api = cluster.gang_field = True
         cluster.world.store.problem, cluster.refusing = None, {}
         self.somebody_sets_the_image("good")
+        self.somebody_changes_the_layout(1, 1)
+        self.somebody_resizes_the_run(self.replicas, 1)
         for node in sorted(cluster.nodes):
             cluster.nodes[node] = replace(cluster.nodes[node], unschedulable=False)
         for node in sorted(self.dead):

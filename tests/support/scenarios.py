@@ -41,6 +41,12 @@ class Scenario:
     def workers(self, replicas: int) -> Self:
         return self.with_spec(workers__replicas=replicas, training__globalBatchSize=8 * replicas)
 
+    def at_least(self, replicas: int, **elasticity: Any) -> Self:
+        """Trains with so few when the others find no place; `patience="30s"` and the like beside it."""
+        return self.with_spec(
+            elasticity__minReplicas=replicas, **{f"elasticity__{key}": value for key, value in elasticity.items()}
+        )
+
     def spares(self, count: int) -> Self:
         return self.with_spec(elasticity__spares=count)
 

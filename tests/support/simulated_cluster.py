@@ -70,6 +70,8 @@ class Lease:
 class SimulatedCluster:
     def __init__(self, spec: StarCoderRunSpec, *, name: str = "a", nodes: int = 0) -> None:
         self.name, self.uid, self.spec, self.generation = name, f"uid-{name}", spec, 1
+        self.most_replicas = spec.workers.replicas
+        """That were ever asked for."""
         self.world = World()
         self.status = StarCoderRunStatus()
         self.version = 1
@@ -91,6 +93,8 @@ class SimulatedCluster:
         self.api_reaches_agents = True
         self.pullable: set[str] | None = None
         """Images that a registry has; None: all."""
+        self.slow: set[str] = set()
+        """Images that are being pulled for a long time."""
         self.events: list[EmitEvent] = []
         self.names_used: set[str] = set()
         self.torn_away: set[str] = set()
@@ -193,7 +197,7 @@ class SimulatedCluster:
                     self.leases.setdefault(i, Lease(renewed=self.world.now))
             case EnsureGang(name, min_count):
                 assert self.native
-                assert 1 <= min_count <= self.spec.workers.replicas
+                assert 1 <= min_count <= self.most_replicas
                 known = self.groups.get(name)
                 if known is None:
                     # one that was read as there and deleted meanwhile may come again
@@ -355,7 +359,7 @@ class SimulatedCluster:
             self.start_agent(pod)
 
     def _can_pull(self, pod: Pod) -> bool:
-        return self.pullable is None or pod.image in self.pullable
+        return pod.image not in self.slow and (self.pullable is None or pod.image in self.pullable)
 
     def start_agent(self, pod: Pod) -> None:
         view = pod.view
@@ -382,7 +386,8 @@ class SimulatedCluster:
 
     def _containers(self, pod: Pod) -> tuple[ContainerView, ...]:
         if pod.view.node and pod.view.phase == "Pending" and not self._can_pull(pod):
-            waiting = ContainerView(names.CONTAINER_WORKER, False, 0, "ErrImagePull", "manifest unknown")
+            why = ("ContainerCreating", "") if pod.image in self.slow else ("ErrImagePull", "manifest unknown")
+            waiting = ContainerView(names.CONTAINER_WORKER, False, 0, *why)
             return (waiting,)
         if not pod.view.node:
             return ()
@@ -402,6 +407,7 @@ class SimulatedCluster:
 
     def change_spec(self, **fields: Any) -> None:
         self.spec = self.spec.model_copy(update=fields)
+        self.most_replicas = max(self.most_replicas, self.spec.workers.replicas)
         self.generation += 1
         self.version += 1
 

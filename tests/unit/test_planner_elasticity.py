@@ -1,12 +1,16 @@
-"""Spares: who takes a lost member's place, and what becomes of the members that stand by."""
+"""Spares take lost members' places; without them a run shrinks and grows again; a changed spec is taken as planned."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
 from starcoder_operator.domain import reasons
 from starcoder_operator.domain.plan import EmitEvent, EnsureGang, EnsureLeases, WriteAssignment
-from tests.support.scenarios import make_run
+from starcoder_operator.domain.sizing import STARTING
+from starcoder_operator.domain.timestamps import seconds_between
+from tests.support.scenarios import Scenario, make_run
 
 
 def test_a_spare_has_a_pod_and_a_lease_and_no_rank() -> None:
@@ -151,3 +155,257 @@ def test_spares_end_with_the_run() -> None:
     run = make_run().workers(2).spares(1).over().until_quiet(70)
     assert run.status.state == "Succeeded"
     assert {p.view.phase for p in run.cluster.pods.values()} == {"Succeeded"}
+
+
+# Shrink
+
+
+def shrunk(replicas: int = 3, least: int = 1, **more: Any) -> Scenario:
+    """One node of as many as there are members is lost and stays away; the run trains on without it."""
+    run = make_run().workers(replicas).at_least(least, **more).with_spec(training__iterations=10000).training()
+    return run.failed(run.pod(replicas - 1).view.node).until(lambda s: s.state == "Running" and s.attempt > 1)
+
+
+def test_lost_members_are_waited_for_and_then_the_run_goes_on_without_them() -> None:
+    run = make_run().workers(3).at_least(2, patience="30s").with_spec(training__iterations=10000).training()
+    run.failed(run.pod(1).view.node)
+    began = run.cluster.world.now
+    assert run.status.waiting_since is not None
+    assert "the run goes on with 2 at" in run.condition("Training").message
+    run.training()
+    assert 30 <= run.cluster.world.now - began < 40
+    assert run.at_work == [0, 2]
+    assert run.status.layout is not None
+    assert run.status.layout.data == 2
+    assert (run.status.attempt, run.status.restarts.by_cause, run.status.waiting_since) == (2, {"NodeLost": 1}, None)
+
+
+def test_a_shrunk_run_says_with_how_much_it_trains_and_when_it_may_grow() -> None:
+    run = shrunk(4, 2)
+    assert run.said("Degraded") == ("True", reasons.SHRUNK)
+    message = run.condition("Degraded").message
+    assert "trains with 3 of 4 Pods, DP3 of DP4: 6 of 8 GPUs (75%) on the same global batch" in message
+    assert "not before " in message
+    assert (run.status.state, run.status.reason) == ("Running", reasons.SHRUNK)
+    workers = run.status.workers
+    assert (workers.ready, workers.desired, workers.training) == (3, 4, 3)
+    assert run.told.count(("Warning", reasons.SHRUNK)) == 1
+    assert run.said("Scheduled") == ("False", reasons.UNSCHEDULABLE), "why the fourth is missing"
+    writes = run.cluster.status_writes
+    run.until(lambda s: s.iteration > 500)
+    assert run.status.tokens_per_second_per_gpu == round(1000 / 6)
+    assert run.cluster.status_writes - writes < 200
+
+
+def test_a_run_that_is_not_told_how_far_never_shrinks() -> None:
+    run = make_run().workers(2).on_nodes(2).training()
+    run.failed(run.pod(1).view.node).until_quiet(400)
+    assert (run.status.state, run.at_work) == ("Recovering", [0, 1])
+    assert run.status.waiting_since is None
+
+
+def test_members_that_return_in_time_leave_the_run_whole() -> None:
+    run = make_run().workers(3).at_least(1).training()
+    node = run.pod(1).view.node
+    run.failed(node).until_quiet(20).node_returns(node).training()
+    assert run.at_work == [0, 1, 2]
+    assert run.said("Degraded") == ("False", reasons.WHOLE)
+    assert run.status.waiting_since is None
+
+
+def test_below_the_least_it_waits_says_so_and_goes_on_after_patience_when_there_are_enough_again() -> None:
+    run = make_run().workers(4).at_least(2, patience="30s").with_spec(training__iterations=10000).training()
+    nodes = [run.pod(i).view.node for i in range(1, 4)]
+    for node in nodes:
+        run.node_dies(node)
+    run.until_quiet(100)
+    assert run.status.state == "Recovering"
+    assert "1 answer, and elasticity.minReplicas is 2" in run.condition("Training").message
+    assert run.said("Scheduled") == ("False", reasons.UNSCHEDULABLE)
+    assert "too few nvidia.com/gpu" in run.condition("Scheduled").message
+    run.node_returns(nodes[0]).until_quiet(10)
+    assert run.status.state == "Recovering", "others may come in a moment"
+    run.node_returns(nodes[1]).training()
+    assert len(run.at_work) == 3
+
+
+def test_whole_copies_of_the_model_are_lost_and_who_is_left_over_stands_by() -> None:
+    """TP2 x PP2 on Pods of two GPUs: two Pods hold a copy."""
+    run = (
+        make_run().workers(6).at_least(2).with_spec(parallelism__pipeline=2, training__iterations=10000)
+        .on_nodes(6).training()
+    )  # fmt: skip
+    assert run.status.layout is not None
+    assert run.status.layout.summary == "TP2 x PP2 x DP3"
+    run.failed(run.pod(0).view.node).training()
+    assert run.status.layout.summary == "TP2 x PP2 x DP2"
+    assert run.at_work == [1, 2, 3, 4]
+    assert run.pod(5).agent.report.state == "idle"
+    assert (run.status.workers.ready, run.status.workers.training) == (5, 4)
+    run.failed(run.pod(2).view.node).training()
+    assert run.at_work == [1, 5, 3, 4], "who stood by takes the place"
+
+
+def test_a_shrunk_run_that_fails_goes_on_as_it_was_at_once() -> None:
+    run = shrunk(3, 1)
+    run.worker_fails(0)
+    began = run.cluster.world.now
+    run.until(lambda s: s.restarts.total == 2).training()
+    assert run.cluster.world.now - began < 15
+    assert run.at_work == [0, 1]
+
+
+def test_a_shrunk_run_that_fails_takes_all_that_are_there_again() -> None:
+    run = shrunk(3, 1)
+    run.node_returns("node-2").until(lambda s: s.workers.ready == 3)
+    assert run.at_work == [0, 1], "growth waits for its interval"
+    run.worker_fails(0).until(lambda s: s.restarts.total == 2).training()
+    assert run.at_work == [0, 1, 2]
+    assert run.said("Degraded") == ("False", reasons.WHOLE)
+
+
+def test_a_gang_that_may_be_smaller_is_placed_with_what_there_is_room_for() -> None:
+    run = make_run().workers(4).at_least(2, patience="30s").on_nodes(3).passes()
+    assert run.last is not None
+    assert EnsureGang("a-p1", 2) in run.last.actions
+    run.training()
+    assert len(run.at_work) == 3
+    assert run.cluster.world.now >= 30
+    assert ("Warning", reasons.SHRUNK) in run.told
+
+
+def pulling(**elasticity: Any) -> Scenario:
+    """Member 0 answers, member 1's Pod has a node and no image yet."""
+    run = make_run().workers(2).at_least(1, **elasticity).passes()
+    run.cluster.pods["a-w1-0"].image = "big"
+    return run
+
+
+def test_pods_that_have_a_node_and_pull_their_image_are_waited_for_longer() -> None:
+    run = pulling(patience="5s")
+    run.cluster.slow = {"big"}
+    run.until_quiet(100)
+    assert run.status.state == "Starting"
+    run.cluster.slow = set()
+    run.training()
+    assert run.at_work == [0, 1]
+
+
+def test_pods_that_pull_for_too_long_or_can_t_are_not_waited_for() -> None:
+    run = pulling(patience="5s")
+    run.cluster.slow = {"big"}
+    run.training()
+    assert run.at_work == [0]
+    assert run.cluster.world.now >= STARTING
+    run = pulling(patience="5s")
+    run.cluster.pullable = {""}
+    run.training()
+    assert run.at_work == [0]
+    assert run.cluster.world.now < 20
+
+
+# Grow
+
+
+def test_it_grows_where_a_checkpoint_was_just_verified_and_not_before_the_interval() -> None:
+    run = shrunk(3, 1, growBack={"interval": "2m"})
+    began = run.status.resized_at
+    assert began is not None
+    run.node_returns("node-2").until(lambda s: s.attempt == 3)
+    assert seconds_between(began, run.snapshot.now) >= 120
+    assert run.status.state == "Starting"
+    assert run.status.checkpoint is not None
+    assert run.cluster.world.store.entries[-1].step == run.status.checkpoint.iteration
+    at = run.status.checkpoint.iteration
+    run.training()
+    assert run.at_work == [0, 1, 2]
+    assert run.status.iteration <= at + 10
+    assert (run.status.restarts.total, run.status.attempt) == (1, 3), "nothing has failed"
+    assert run.said("Degraded") == ("False", reasons.WHOLE)
+    assert ("Normal", reasons.RESIZED) in run.told
+
+
+def test_it_grows_by_what_there_is_and_waits_the_interval_for_the_rest() -> None:
+    run = (
+        make_run().workers(4).at_least(2, growBack={"interval": "1m"}).with_spec(training__iterations=10**6).training()
+    )
+    nodes = [run.pod(i).view.node for i in (2, 3)]
+    for node in nodes:
+        run.node_dies(node)
+    run.until(lambda s: s.state == "Running" and s.workers.training == 2)
+    run.node_returns(nodes[0]).until(lambda s: s.workers.training == 3)
+    began = run.cluster.world.now
+    run.node_returns(nodes[1]).until(lambda s: s.workers.training == 4)
+    assert run.cluster.world.now - began >= 59
+
+
+def test_growth_waits_for_no_more_than_a_moment_for_those_that_start() -> None:
+    run = (
+        make_run().workers(4).at_least(2, growBack={"interval": "0s"}).with_spec(training__iterations=10**6).training()
+    )
+    nodes = [run.pod(i).view.node for i in (2, 3)]
+    for node in nodes:
+        run.node_dies(node)
+    run.until(lambda s: s.state == "Running" and s.workers.training == 2)
+    attempt = run.status.attempt
+    for node in nodes:
+        run.node_returns(node)
+    run.until(lambda s: s.workers.training == 4)
+    assert run.status.attempt == attempt + 1
+
+
+# A changed spec
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 2), (2, 3), (1, 4)])
+def test_another_number_of_replicas_is_taken_at_the_next_checkpoint(before: int, after: int) -> None:
+    run = make_run().workers(before).on_nodes(4).with_spec(training__globalBatchSize=96, training__iterations=10**6)
+    run.training()
+    run.cluster.change_spec(workers=run.cluster.spec.workers.model_copy(update={"replicas": after}))
+    run.until(lambda s: s.workers.training == after).training()
+    assert run.at_work == list(range(after))
+    assert (run.status.attempt, run.status.restarts.total) == (2, 0)
+    assert run.said("Degraded") == ("False", reasons.WHOLE)
+    run.until_quiet(5)
+    assert len(run.pods) == after, "Pods beyond are given back"
+
+
+def test_names_of_members_that_were_given_up_are_never_used_again() -> None:
+    run = make_run().workers(2).on_nodes(3).with_spec(training__iterations=10**6).training()
+    for replicas in (1, 2):
+        run.cluster.change_spec(workers=run.cluster.spec.workers.model_copy(update={"replicas": replicas}))
+        run.until(lambda s, n=replicas: s.workers.training == n)  # type: ignore[misc]
+        run.until_quiet(3)
+    assert run.pods == ["a-w0-0", "a-w1-1"]
+
+
+def test_another_layout_is_taken_at_the_next_checkpoint() -> None:
+    run = make_run().workers(2).with_spec(training__iterations=10**6).training()
+    parallelism = run.cluster.spec.parallelism.model_copy(update={"tensor": 1, "pipeline": 2})
+    run.cluster.change_spec(parallelism=parallelism)
+    run.until(lambda s: s.attempt == 2)
+    assert run.status.checkpoint is not None
+    run.training()
+    assert run.status.layout is not None
+    assert run.status.layout.summary == "TP1 x PP2 x DP2"
+    assert (run.status.restarts.total, run.pods) == (0, ["a-w0-0", "a-w1-0"])
+
+
+def test_spares_that_are_asked_for_later_come_and_go_without_a_restart() -> None:
+    run = make_run().workers(2).on_nodes(3).with_spec(training__iterations=10**6).training()
+    for spares in (1, 0):
+        run.cluster.change_spec(elasticity=run.cluster.spec.elasticity.model_copy(update={"spares": spares}))
+        run.until(lambda s, n=spares: s.workers.spares == n).until_quiet(3)  # type: ignore[misc]
+        assert len(run.pods) == 2 + spares
+    assert (run.status.attempt, run.status.restarts.total) == (1, 0)
+
+
+def test_a_spare_that_trains_gives_way_where_spares_are_no_more_asked_for() -> None:
+    run = make_run().workers(2).spares(1).on_nodes(4).with_spec(training__iterations=10**6).training()
+    run.failed(run.pod(1).view.node).training().until(lambda s: s.workers.spares == 1)
+    assert run.at_work == [0, 2]
+    run.cluster.change_spec(elasticity=run.cluster.spec.elasticity.model_copy(update={"spares": 0}))
+    run.until(lambda s: s.attempt == 3).training()
+    assert run.at_work == [0, 1]
+    run.until_quiet(5)
+    assert [p for p in run.pods if p.startswith("a-w2")] == []

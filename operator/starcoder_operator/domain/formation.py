@@ -19,6 +19,7 @@ from .failure import Cause, Failure
 from .layout import layout_of
 from .members import MemberView, all_silent
 from .seats import seated, taking_part
+from .sizing import gang_size, regrouped
 from .snapshot import Snapshot, own_assignment
 
 
@@ -37,6 +38,8 @@ class Hold:
     why: str
     found: Failure | None = None
     """Explains the failure before better than what was known when its attempt ended."""
+    planned: bool = False
+    """Nothing has failed: the attempt before gives way."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def held(snapshot: Snapshot, members: tuple[MemberView, ...], attempt: int) -> A
     """Attempt `attempt` in phase hold with the agents that live now; survivors keep their places."""
     current, spec = own_assignment(snapshot), snapshot.spec
     places = [Member(p.index) for p in current.members] if current and current.phase != "stop" else []
-    size = spec.workers.replicas
+    size = gang_size(snapshot, members)
     return Assignment(
         run_uid=snapshot.uid,
         attempt=attempt,
@@ -179,26 +182,31 @@ def _broken(snapshot: Snapshot, members: tuple[MemberView, ...], current: Assign
         member = members[place.index]
         if place.boot_id and member.boot_id and member.boot_id != place.boot_id:
             return f"the agent of member {place.index} was started again"
-        if place.boot_id and place == current.leader and not member.live and member.loss is not None:
-            return f"the leader was lost: {member.loss.message}"
+        if place.boot_id and place == current.leader and _is_gone(member):
+            return f"the leader was lost: {member.loss.message if member.loss else f'Pod {member.pod_name} is new'}"
     return ""
 
 
 def _filled_in(snapshot: Snapshot, members: tuple[MemberView, ...], current: Assignment) -> Assignment:
-    """The held attempt with lost agents taken out and new ones put in.
+    """The held attempt with lost agents taken out and new ones put in, and of another size where that is due.
 
     New agents are put in when the leader is found and when all are, not one by one: the object is watched by every
     agent, and a large gang answers over many passes.
     """
-    kept = tuple(
-        replace(place, boot_id="") if place.boot_id and members[place.index].loss is not None else place
-        for place in current.members
-    )
-    known = seated(kept, members[: pool_size(snapshot.spec)], len(kept))
+    kept = tuple(replace(place, boot_id="") if _is_gone(members[place.index]) else place for place in current.members)
+    size = gang_size(snapshot, members)
+    known = seated(kept, members[: pool_size(snapshot.spec)], size)
+    if size != len(kept):
+        return replace(current, members=known, layout=layout_of(snapshot.spec, size))
     leader_found = not kept[0].boot_id and bool(known[0].boot_id) and known[0].index == kept[0].index
     if leader_found or all(place.boot_id for place in known):
         return replace(current, members=known)
     return replace(current, members=kept)
+
+
+def _is_gone(member: MemberView) -> bool:
+    """The agent that its place names, if any, will not answer again."""
+    return member.loss is not None or member.report is None
 
 
 def _explanation(snapshot: Snapshot, members: tuple[MemberView, ...]) -> Failure | None:
@@ -244,11 +252,14 @@ def _while_running(snapshot: Snapshot, members: tuple[MemberView, ...], current:
     if first is None:
         if len(done) == len(at_work):
             why = "trained to the end of its configuration, and spec.training.iterations is beyond it"
-            return Hold(held(snapshot, members, next_attempt(snapshot)), why)
+            return Hold(held(snapshot, members, next_attempt(snapshot)), why, planned=True)
         if all_silent(members):
             return Unclear()
         behind = [r for r in reports if r.attempt != current.attempt or r.state not in ("training", "done")]
-        return Stay(f"{len(behind)} of {len(at_work)} members form the group or load" if behind else "")
+        if behind:
+            return Stay(f"{len(behind)} of {len(at_work)} members form the group or load")
+        why = regrouped(snapshot, members, current)
+        return Hold(held(snapshot, members, next_attempt(snapshot)), why, planned=True) if why else Stay()
     return AwaitCause(first, failures) if first.cause is Cause.PEER else Ended(first, failures)
 
 

@@ -1,10 +1,10 @@
 """Which Pods go, which come, and the PodGroup they come in. Members at work in an attempt that runs are left alone.
 
-A placement is one PodGroup: the whole gang enters the cluster by it at once, replacements of lost Pods join it. Spares
-are in it too, beyond its `minCount`, so that one without room holds nothing up. Once it has placed its gang, `minCount`
-is lowered to those that still stand before a replacement is created, since a group that is short of it lets none of its
-Pods be scheduled. Where the group is gone, or nothing of its gang stands any more, the Pods that come get a group of
-the next number.
+A placement is one PodGroup: the whole gang enters the cluster by it at once, replacements of lost Pods join it. Its
+`minCount` are those without whom the run does not train; spares and what it can do without are in the group too, so
+that one without room holds nothing up. Once the group has placed its gang, `minCount` is lowered to those that still
+stand before a replacement is created, since a group that is short of it lets none of its Pods be scheduled. Where the
+group is gone, or nothing of its gang stands any more, the Pods that come get a group of the next number.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import reasons
-from .elasticity import pool_size
+from .elasticity import least, pool_size
 from .members import MemberView, device_trouble, node_trouble
 from .plan import Action, CreatePod, DeleteGang, DeletePod, EnsureGang
 from .pod_template import template_digest
@@ -206,7 +206,7 @@ def _number(snapshot: Snapshot, kept: tuple[MemberView, ...]) -> int:
         return number + 1 if number == 0 or stopped else number
     if gang is None or gang.name != group_name(snapshot.name, number):
         return _beyond(snapshot, number)
-    spent = not kept and (gang.scheduled is True or gang.min_count < snapshot.spec.workers.replicas)
+    spent = not kept and (gang.scheduled is True or gang.min_count < least(snapshot.spec))
     return _beyond(snapshot, number) if spent or stopped else number
 
 
@@ -236,9 +236,9 @@ def _gang(
 
 
 def _lacking(snapshot: Snapshot, kept: tuple[MemberView, ...]) -> int:
-    """Members that have to find a node together, beside those that have one; 1 where only spares are missing."""
+    """Members that have to find a node together for the run to train, beside those that have one; at least 1."""
     placed = sum(m.pod is not None and m.pod.scheduled for m in kept)
-    return max(1, snapshot.spec.workers.replicas - placed)
+    return max(1, least(snapshot.spec) - placed)
 
 
 def _creations(snapshot: Snapshot, number: int, coming: tuple[MemberView, ...]) -> list[CreatePod]:

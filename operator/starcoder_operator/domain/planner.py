@@ -14,7 +14,7 @@ from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
 from starcoder_operator.api.v1alpha1.status import State
 from starcoder_trainer.contract.assignment import Assignment
 
-from . import backoff, failure, goodput, progress, reasons, situation, story, user_error
+from . import backoff, failure, goodput, progress, reasons, situation, sizing, story, user_error
 from .conditions import Claim, merged
 from .elasticity import pool_size
 from .failure import Failure, Response
@@ -113,6 +113,7 @@ def _suspended(snapshot: Snapshot, status: StarCoderRunStatus) -> Outcome:
         situation.accepted(replace(snapshot, problems={})),
         Claim("Scheduled", "False", reason, message),
         Claim("Training", "False", reason, message),
+        *situation.not_degraded(snapshot, reason, message),
         Claim("Complete", "False", reasons.IN_PROGRESS),
     )
     actions = (*_stop(snapshot), *_delete(snapshot.pods, "the run is suspended"), *_delete_gang(snapshot))
@@ -154,6 +155,7 @@ def _wanted(
             placement = place(snapshot, members)
         case Go(assignment):
             write = assignment
+            status = progress.resized(snapshot, status, assignment)
         case Stay() | Unclear() | BackOff() if _is_held(snapshot):
             placement = place(snapshot, members)
         case Stay() | AwaitCause():
@@ -161,12 +163,14 @@ def _wanted(
             placement = place(snapshot, members, _at_work(snapshot))
         case Unclear() | BackOff():
             pass
+    forming = isinstance(decision, Ended | Hold) or _is_held(snapshot)
     at_work = taking_part(write or own_assignment(snapshot), members)
     claims = (
         situation.accepted(snapshot, placement),
         situation.scheduled(snapshot, members, placement),
-        situation.training(snapshot, at_work, decision),
+        situation.training(snapshot, at_work, decision, sizing.outlook(snapshot, members) if forming else ""),
         situation.checkpoint_verified(snapshot, status, at_work),
+        *situation.degraded(snapshot, status, write),
         Claim("Complete", "False", reasons.IN_PROGRESS),
     )
     trains = decision == Stay()
@@ -175,6 +179,7 @@ def _wanted(
             "attempt": max([status.attempt, *(a.attempt for a in (own_assignment(snapshot), write) if a)]),
             "placement": placement.number,
             "incarnations": placement.incarnations,
+            "waiting_since": sizing.waiting_since(snapshot, members) if forming else None,
             "started_at": status.started_at or (snapshot.now if trains else None),
         }
     )
@@ -257,6 +262,7 @@ def _ended(
         situation.accepted(replace(snapshot, problems={})),
         situation.checkpoint_verified(snapshot, status, ()),
         Claim("Training", "False", complete.reason, complete.message),
+        *situation.not_degraded(snapshot, complete.reason, complete.message),
         complete,
     )
     over = _over(snapshot, status)
@@ -314,6 +320,8 @@ def _state(snapshot: Snapshot, decision: Decision, claims: tuple[Claim, ...]) ->
         return "Running"
     if isinstance(decision, AwaitCause | Unclear) and not _is_held(snapshot):
         return before
+    if isinstance(decision, Hold) and decision.planned:
+        return "Starting"
     if isinstance(decision, Ended) or before in ("Running", "Recovering"):
         return "Recovering"
     return "Starting" if said["Accepted"].holds and said["Scheduled"].holds else "Pending"
@@ -345,6 +353,9 @@ def _look_again(
         looks.append(LOOK_AT_SILENT)
     if isinstance(decision, BackOff):
         looks.append(max(0.1, seconds_between(snapshot.now, decision.until)))
+    if isinstance(decision, Ended | Hold) or _is_held(snapshot):
+        left = sizing.look_again(snapshot, members)
+        looks += [] if left is None else [left]
     if placement.missing and not snapshot.gang_api:
         looks.append(LOOK_AT_SERVER)
     if any(p.avoided_nodes and not p.scheduled for p in snapshot.pods):
@@ -371,6 +382,8 @@ def _explanation(status: StarCoderRunStatus, said: dict[str, Claim]) -> tuple[st
     if status.state in OVER:
         return said["Complete"].reason, said["Complete"].message
     for kind in ("Accepted", "Scheduled", "Training"):
+        if kind == "Scheduled" and status.state == "Running":
+            continue  # it trains without those that are missing
         if kind in said and not said[kind].holds:
             because, last = said[kind], status.last_failure
             before = (
@@ -380,4 +393,7 @@ def _explanation(status: StarCoderRunStatus, said: dict[str, Claim]) -> tuple[st
     checkpoint = said.get("CheckpointVerified")
     if checkpoint is not None and checkpoint.reason in reasons.WARNINGS:
         return checkpoint.reason, f"attempt {status.attempt} trains; {checkpoint.message}"
+    degraded = said.get("Degraded")
+    if degraded is not None and degraded.holds:
+        return degraded.reason, f"attempt {status.attempt} {degraded.message}"
     return reasons.TRAINING, f"attempt {status.attempt} trains"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from starcoder_operator.api.v1alpha1 import CheckpointStatus, LayoutStatus, StarCoderRunStatus, WorkersStatus
 from starcoder_operator.api.v1alpha1.status import loss_text, progress_text
+from starcoder_trainer.contract.assignment import Assignment
 from starcoder_trainer.contract.report import Report, Verified
 
 from . import failure
@@ -20,10 +21,25 @@ def absorbed(snapshot: Snapshot, members: tuple[MemberView, ...]) -> StarCoderRu
         update={
             "observed_generation": snapshot.generation,
             "iterations": snapshot.spec.training.iterations,
-            "workers": WorkersStatus.of(sum(m.live for m in members), snapshot.spec.workers.replicas),
+            "workers": WorkersStatus.of(
+                sum(m.live for m in members), snapshot.spec.workers.replicas, snapshot.status.workers.training
+            ),
         }
     )
     return _with_checkpoint(snapshot, _with_iterations(snapshot, members, status))
+
+
+def resized(snapshot: Snapshot, status: StarCoderRunStatus, assignment: Assignment) -> StarCoderRunStatus:
+    """An attempt of so many members begins to run."""
+    was, now = status.workers.training, len(assignment.members)
+    whole = now >= snapshot.spec.workers.replicas
+    since = status.resized_at if was == now else None
+    return status.model_copy(
+        update={
+            "workers": status.workers.model_copy(update={"training": now}),
+            "resized_at": None if whole else since or snapshot.now,
+        }
+    )
 
 
 def resting(status: StarCoderRunStatus) -> StarCoderRunStatus:

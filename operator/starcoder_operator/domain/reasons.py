@@ -39,6 +39,11 @@ AGENTS_SILENT = "AgentsSilent"
 VERIFIED = "Verified"
 NO_CHECKPOINT_YET = "NoCheckpointYet"
 
+# Degraded
+WHOLE = "AllWorkersTrain"
+SHRUNK = "FewerWorkersTrain"
+"""Lost Pods found no place within elasticity.patience; the run trains with those that are left."""
+
 # Complete, and state for short
 IN_PROGRESS = "InProgress"
 SUSPENDED = "Suspended"
@@ -49,11 +54,13 @@ RESTARTS_EXHAUSTED = "RestartsExhausted"
 # Events that are no condition's reason
 RECOVERED = "Recovered"
 RESUMED = "Resumed"
+RESIZED = "Resized"
+"""An attempt begins with another number of Pods than the one before, and not for want of them."""
 NEW_CHECKPOINT = "CheckpointVerified"
 
 WARNINGS = frozenset({
     INVALID_SPEC, POD_INVALID, UNSCHEDULABLE, REFUSED, GANG_API_ABSENT, GANG_FIELD_DROPPED, IMAGE_PULL_FAILED,
-    CONTAINER_CONFIG_ERROR, CONTAINER_CRASHING, AGENTS_SILENT, RESTARTS_EXHAUSTED,
+    CONTAINER_CONFIG_ERROR, CONTAINER_CRASHING, AGENTS_SILENT, RESTARTS_EXHAUSTED, SHRUNK,
     "CredentialsMissing", "StorageAccessDenied", "BucketNotFound", "StorageUnreachable", "DataNotFound", "DataInvalid",
     "TokenizerMismatch", "CheckpointForeign", "CheckpointLost", "WorkerNotReady", "GraceExceeded",
 })  # fmt: skip

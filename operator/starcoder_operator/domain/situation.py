@@ -6,13 +6,16 @@ from collections import Counter
 from collections.abc import Iterable
 
 from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
+from starcoder_trainer.contract.assignment import Assignment
 from starcoder_trainer.contract.report import Problem
 
 from . import reasons
 from .conditions import Claim
 from .formation import AwaitCause, BackOff, Decision, Ended, Finished, Go, Hold, Stay, Unclear
+from .layout import data_parallel
 from .members import MemberView
 from .placement import TRIED_SLOWLY, Placement, is_native, waiting_trouble
+from .sizing import grows_after
 from .snapshot import Snapshot, own_assignment
 
 REFUSALS = ("forbidden", "exceeded quota", "denied", "is there already")
@@ -93,11 +96,12 @@ def refusals(snapshot: Snapshot) -> str:
     return f"the API server refused: {said}"
 
 
-def training(snapshot: Snapshot, at_work: tuple[MemberView, ...], decision: Decision) -> Claim:
+def training(snapshot: Snapshot, at_work: tuple[MemberView, ...], decision: Decision, outlook: str = "") -> Claim:
     """Iterations pass.
 
     Args:
         at_work: members that take part in the attempt that runs or is held, in rank order.
+        outlook: what becomes of a gang that is not whole.
     """
     match decision:
         case Stay(waiting=""):
@@ -117,16 +121,21 @@ def training(snapshot: Snapshot, at_work: tuple[MemberView, ...], decision: Deci
         case Finished():
             return Claim("Training", "False", reasons.SUCCEEDED, "the last iteration is trained")
         case Stay(waiting) | Hold(why=waiting):
-            return Claim("Training", "False", *_why_not_training(snapshot, at_work, waiting))
+            return Claim("Training", "False", *_why_not_training(snapshot, at_work, waiting, outlook))
         case Go():
             return Claim("Training", "False", reasons.FORMING, "the process group forms")
         case Ended(failure):
             return Claim(
-                "Training", "False", *_why_not_training(snapshot, at_work, f"{failure.cause}: {failure.message}")
+                "Training",
+                "False",
+                *_why_not_training(snapshot, at_work, f"{failure.cause}: {failure.message}", outlook),
             )
 
 
-def _why_not_training(snapshot: Snapshot, at_work: tuple[MemberView, ...], otherwise: str) -> tuple[str, str]:
+def _why_not_training(
+    snapshot: Snapshot, at_work: tuple[MemberView, ...], otherwise: str, outlook: str
+) -> tuple[str, str]:
+    more_to_say = f"; {outlook}" if outlook else ""
     if "write assignment" in snapshot.problems:
         return reasons.REFUSED, refusals(snapshot)
     standing = [m for m in at_work if m.pod is not None and m.loss is None]
@@ -138,11 +147,14 @@ def _why_not_training(snapshot: Snapshot, at_work: tuple[MemberView, ...], other
         return problem.reason, problem.message
     started = [m for m in standing if m.pod is not None and m.pod.scheduled]
     if len(started) < len(at_work):
-        return reasons.WAITING_FOR_PODS, f"{len(at_work) - len(started)} of {len(at_work)} Pods are not placed yet"
+        return (
+            reasons.WAITING_FOR_PODS,
+            f"{len(at_work) - len(started)} of {len(at_work)} Pods are not placed yet{more_to_say}",
+        )
     silent = [m.pod_name for m in at_work if not m.live]
     if silent:
         more = f" and {len(silent) - 3} more" if len(silent) > 3 else ""
-        return reasons.WAITING_FOR_AGENTS, f"Pods start: {', '.join(silent[:3])}{more}"
+        return reasons.WAITING_FOR_AGENTS, f"Pods start: {', '.join(silent[:3])}{more}{more_to_say}"
     return reasons.FORMING, otherwise
 
 
@@ -161,3 +173,27 @@ def checkpoint_verified(snapshot: Snapshot, status: StarCoderRunStatus, at_work:
         return Claim("CheckpointVerified", "False", reasons.NO_CHECKPOINT_YET, "no checkpoint is verified yet")
     found = f"iteration {status.checkpoint.iteration} at {status.checkpoint.uri}"
     return Claim("CheckpointVerified", "True", reasons.VERIFIED, found)
+
+
+def degraded(snapshot: Snapshot, status: StarCoderRunStatus, written: Assignment | None) -> tuple[Claim, ...]:
+    """It trains with fewer Pods than it is to; said of an attempt that runs, until another does."""
+    runs = written if written is not None else own_assignment(snapshot)
+    if runs is None or runs.phase != "run":
+        return ()
+    spec, now = snapshot.spec, len(runs.members)
+    if now >= spec.workers.replicas:
+        return (Claim("Degraded", "False", reasons.WHOLE, f"all {spec.workers.replicas} Pods train"),)
+    gpus, all_gpus = now * runs.gpus_per_member, spec.workers.gpus
+    soonest = grows_after(snapshot, status)
+    not_before = f", not before {soonest} (elasticity.growBack.interval)" if soonest else ""
+    message = (
+        f"trains with {now} of {spec.workers.replicas} Pods, DP{runs.layout.data} of DP{data_parallel(spec)}: "
+        f"{gpus} of {all_gpus} GPUs ({100 * gpus // all_gpus}%) on the same global batch; it grows at a checkpoint "
+        f"when more Pods answer{not_before}"
+    )
+    return (Claim("Degraded", "True", reasons.SHRUNK, message),)
+
+
+def not_degraded(snapshot: Snapshot, reason: str, message: str) -> tuple[Claim, ...]:
+    """Of a run that does not train and is not to; nothing where it never did."""
+    return (Claim("Degraded", "False", reason, message),) if snapshot.status.condition("Degraded") else ()

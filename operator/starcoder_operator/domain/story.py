@@ -15,7 +15,13 @@ GOOD_NEWS = frozenset({reasons.ALL_PODS_SCHEDULED, reasons.SUSPENDED, reasons.SU
 def told(before: StarCoderRunStatus, after: StarCoderRunStatus) -> tuple[EmitEvent, ...]:
     """News of a pass, in the order in which it happened."""
     recovered = (EmitEvent("Normal", reasons.RECOVERED, recovery.told(r)) for r in recovery.completed(before, after))
-    events = (*_failure(before, after), *_checkpoint(before, after), *_conditions(before, after), *recovered)
+    events = (
+        *_failure(before, after),
+        *_checkpoint(before, after),
+        *_size(before, after),
+        *_conditions(before, after),
+        *recovered,
+    )
     return tuple(dict.fromkeys(events))
 
 
@@ -32,6 +38,18 @@ def _checkpoint(before: StarCoderRunStatus, after: StarCoderRunStatus) -> Iterat
     if checkpoint is None or before.checkpoint == checkpoint:
         return
     yield EmitEvent("Normal", reasons.NEW_CHECKPOINT, f"iteration {checkpoint.iteration} is verified: {checkpoint.uri}")
+
+
+def _size(before: StarCoderRunStatus, after: StarCoderRunStatus) -> Iterator[EmitEvent]:
+    """An attempt begins with fewer Pods than it should, or with another number than the one before."""
+    was, now, wanted = before.workers.training, after.workers.training, after.workers.desired
+    degraded = after.condition("Degraded")
+    if now == (was or wanted) or degraded is None:
+        return
+    if now < min(was or wanted, wanted):
+        yield EmitEvent("Warning", degraded.reason, degraded.message)
+    else:
+        yield EmitEvent("Normal", reasons.RESIZED, f"{degraded.message}; {was} before")
 
 
 def _conditions(before: StarCoderRunStatus, after: StarCoderRunStatus) -> Iterator[EmitEvent]:

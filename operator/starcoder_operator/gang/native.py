@@ -8,6 +8,7 @@ from __future__ import annotations
 from starcoder_operator.adapters.kinds import POD_GROUPS, Kind, Manifest
 from starcoder_operator.api.v1alpha1 import StarCoderRunSpec
 from starcoder_operator.build.owner import Owner
+from starcoder_operator.domain.elasticity import least, pool_size
 from starcoder_operator.domain.snapshot import GangView
 
 from .protocol import Group
@@ -19,8 +20,10 @@ class PodGroup:
         return POD_GROUPS
 
     def manifest(self, owner: Owner, spec: StarCoderRunSpec, name: str, min_count: int) -> Manifest:
-        # A gang without one of its members does not train: whoever preempts one may have all.
-        more: Manifest = {"disruptionMode": {"all": {}}}
+        more: Manifest = {}
+        if pool_size(spec) == least(spec):
+            # A gang without one of its members does not train: whoever preempts one may have all.
+            more["disruptionMode"] = {"all": {}}
         if spec.scheduling.priority_class_name:
             # Nothing is scheduled where it differs from the Pods'.
             more["priorityClassName"] = spec.scheduling.priority_class_name

@@ -274,7 +274,7 @@ def name_rules() -> Iterator[Rule]:
     )
 
 
-IMMUTABLE = ("model", "data", "parallelism", "checkpoint.uri", "workers.replicas", "workers.gpusPerWorker")
+IMMUTABLE = ("model", "data", "checkpoint.uri", "workers.gpusPerWorker")
 """Parts of the spec, all their fields or one, that stay as they were when the run was created."""
 
 

@@ -14,7 +14,7 @@ State = Literal["Pending", "Starting", "Running", "Recovering", "Suspended", "Su
 """Pending: waits for acceptance or for room. Starting: Pods start, the process group forms. Running: iterations pass.
 Recovering: an attempt ended by a failure, the next one forms. Suspended, Succeeded, Failed: no Pods."""
 
-ConditionType = Literal["Accepted", "Scheduled", "Training", "CheckpointVerified", "Complete"]
+ConditionType = Literal["Accepted", "Scheduled", "Training", "CheckpointVerified", "Degraded", "Complete"]
 
 
 class Condition(ApiModel):
@@ -22,8 +22,9 @@ class Condition(ApiModel):
 
     type: ConditionType
     """Accepted: the spec is valid and what it names exists. Scheduled: every Pod has a node. Training: iterations pass.
-    CheckpointVerified: a verified checkpoint exists and the last attempt to write one went well. Complete: the last
-    iteration is trained and its checkpoint verified."""
+    CheckpointVerified: a verified checkpoint exists and the last attempt to write one went well. Degraded: the last
+    attempt that ran had fewer Pods than workers.replicas. Complete: the last iteration is trained and its checkpoint
+    verified."""
     status: Literal["True", "False", "Unknown"]
     """True, False or Unknown."""
     reason: str
@@ -57,10 +58,14 @@ class WorkersStatus(ApiModel):
     spares: int = 0
     """Pods beside them that stand by and whose agent answers."""
 
+    training: int = 0
+    """Pods that take part in the attempt that runs, or ran last."""
+
     @classmethod
-    def of(cls, answering: int, desired: int) -> Self:
+    def of(cls, answering: int, desired: int, training: int = 0) -> Self:
         ready = min(answering, desired)
-        return cls(ready=ready, desired=desired, summary=f"{ready}/{desired}", spares=answering - ready)
+        summary = f"{ready}/{desired}"
+        return cls(ready=ready, desired=desired, summary=summary, spares=answering - ready, training=training)
 
 
 class LayoutStatus(ApiModel):
@@ -131,7 +136,7 @@ class StarCoderRunStatus(ApiModel):
     observed_generation: int = 0
     """metadata.generation that this status is about."""
     conditions: tuple[Condition, ...] = Field(default=(), json_schema_extra={"x-kubernetes-list-map-keys": ["type"]})
-    """Accepted, Scheduled, Training, CheckpointVerified, Complete."""
+    """Accepted, Scheduled, Training, CheckpointVerified, Degraded, Complete."""
     attempt: int = 0
     """Formations of the process group so far."""
     placement: int = 0
@@ -143,6 +148,12 @@ class StarCoderRunStatus(ApiModel):
     restarts_without_progress: int = 0
     """Failures charged since the last newer verified checkpoint."""
     workers: WorkersStatus = WorkersStatus()
+    waiting_since: str | None = None
+    """Since when Pods that were lost are waited for by enough others to train without them, RFC 3339;
+    elasticity.patience counts from here."""
+    resized_at: str | None = None
+    """Where fewer Pods than workers.replicas train: when the first attempt with as many began, RFC 3339;
+    elasticity.growBack.interval counts from here."""
     layout: LayoutStatus | None = None
     iteration: int = 0
     """Iterations done."""
