@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from starcoder_operator.api.v1alpha1 import CheckpointStatus, Duration
 from starcoder_operator.domain import reasons
 from starcoder_operator.domain.plan import EmitEvent, EnsureGang, EnsureLeases, WriteAssignment
+from starcoder_operator.domain.planner import plan
+from starcoder_operator.domain.progress import newest_verified
 from starcoder_operator.domain.sizing import STARTING
 from starcoder_operator.domain.timestamps import seconds_between
 from tests.support.scenarios import Scenario, make_run
+from tests.support.simulated_cluster import EPOCH
 
 
 def test_a_spare_has_a_pod_and_a_lease_and_no_rank() -> None:
@@ -339,7 +344,7 @@ def test_it_grows_by_what_there_is_and_waits_the_interval_for_the_rest() -> None
     assert run.cluster.world.now - began >= 59
 
 
-def test_growth_waits_for_no_more_than_a_moment_for_those_that_start() -> None:
+def test_growth_waits_for_pods_that_have_a_node_and_will_answer_soon() -> None:
     run = (
         make_run().workers(4).at_least(2, growBack={"interval": "0s"}).with_spec(training__iterations=10**6).training()
     )
@@ -348,10 +353,37 @@ def test_growth_waits_for_no_more_than_a_moment_for_those_that_start() -> None:
         run.node_dies(node)
     run.until(lambda s: s.state == "Running" and s.workers.training == 2)
     attempt = run.status.attempt
+    run.cluster.slow = {""}
     for node in nodes:
         run.node_returns(node)
+    run.until_quiet(5)
+    assert run.pod(2).view.node
+    assert run.pod(3).view.node
+    run.pod(2).image = "there already"
+    run.until(lambda s: s.workers.ready == 3).until_quiet(30)
+    assert run.status.attempt == attempt
+    run.cluster.slow = set()
     run.until(lambda s: s.workers.training == 4)
     assert run.status.attempt == attempt + 1
+
+
+def test_nothing_but_a_checkpoint_that_was_just_verified_ends_an_attempt_to_grow() -> None:
+    run = shrunk(3, 1).node_returns("node-2").until(lambda s: s.workers.ready == 3).until_quiet(3)
+    at_once = run.cluster.spec.elasticity.grow_back.model_copy(update={"interval": Duration("0s")})
+    run.cluster.change_spec(elasticity=run.cluster.spec.elasticity.model_copy(update={"grow_back": at_once}))
+    snapshot = run.snapshot
+    newest = newest_verified(snapshot)
+    assert newest is not None
+    told = CheckpointStatus(
+        iteration=newest.checkpoint.step, uri=newest.uri, digest=newest.checkpoint.digest, committed_at=EPOCH
+    )
+    known = replace(snapshot, status=snapshot.status.model_copy(update={"checkpoint": told}))
+    assert plan(known).status.attempt == 2
+    older = told.model_copy(update={"iteration": told.iteration - 10})
+    fresh = replace(snapshot, status=snapshot.status.model_copy(update={"checkpoint": older}))
+    assert plan(fresh).status.attempt == 3
+    last = fresh.spec.training.model_copy(update={"iterations": told.iteration})
+    assert plan(replace(fresh, spec=fresh.spec.model_copy(update={"training": last}))).status.attempt == 2
 
 
 # A changed spec
@@ -376,6 +408,7 @@ def test_names_of_members_that_were_given_up_are_never_used_again() -> None:
         run.cluster.change_spec(workers=run.cluster.spec.workers.model_copy(update={"replicas": replicas}))
         run.until(lambda s, n=replicas: s.workers.training == n)  # type: ignore[misc]
         run.until_quiet(3)
+        assert len(run.status.incarnations) == 2
     assert run.pods == ["a-w0-0", "a-w1-1"]
 
 
