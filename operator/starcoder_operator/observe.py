@@ -119,7 +119,7 @@ class Observer:
             status=status,
             pods=pod_views,
             leases=lease_views,
-            nodes=await self._nodes_of(pod_views, lease_views),
+            nodes=await self._nodes_of(pod_views, lease_views, status),
             gang=gang,
             gang_api=gang_api,
             assignment=assignment,
@@ -223,10 +223,13 @@ class Observer:
         memory.access = (generation, now)
         return True
 
-    async def _nodes_of(self, pods: tuple[PodView, ...], leases: tuple[LeaseView, ...]) -> dict[str, NodeView]:
+    async def _nodes_of(
+        self, pods: tuple[PodView, ...], leases: tuple[LeaseView, ...], status: StarCoderRunStatus
+    ) -> dict[str, NodeView]:
         """All that the watch has shown, and those that matter to the run and it has not."""
         wanted = {pod.node for pod in pods} | {node for pod in pods for node in pod.avoided_nodes}
         wanted |= {lease.report.node for lease in leases if lease.report is not None}
+        wanted |= {entry.node for entry in status.avoided_nodes}
         views = self._nodes.all()
         unknown = sorted(wanted - views.keys() - {""})
         asked = await _together(*(self._node(name) for name in unknown))

@@ -78,11 +78,11 @@ class SimulatedCluster:
         self.status_writes = 0
         self.pods: dict[str, Pod] = {}
         self.leases: dict[int, Lease] = {}
-        self.nodes = {
-            f"node-{i}": NodeView(f"node-{i}", True, False, ()) for i in range(nodes or spec.workers.replicas)
-        }
+        self.nodes = {f"node-{i}": self.node(f"node-{i}") for i in range(nodes or spec.workers.replicas)}
         self.down: set[str] = set()
         """Nodes that are dead, whether or not the control plane has noticed."""
+        self.full: set[str] = set()
+        """Nodes whose GPUs others hold."""
         self.groups: dict[str, GangView] = {}
         self.assignment: AssignmentView | None = None
         self.access = False
@@ -296,8 +296,8 @@ class SimulatedCluster:
 
     def _free(self, avoided: tuple[str, ...]) -> list[str]:
         taken = {p.view.node for p in self.pods.values() if p.view.phase in ("Pending", "Running") and p.view.node}
-        return [n for n, v in self.nodes.items()
-                if n not in taken and n not in avoided and v.ready and not v.unschedulable]  # fmt: skip
+        shut = taken | self.full | set(avoided)
+        return [n for n, v in self.nodes.items() if n not in shut and v.ready and not v.unschedulable]
 
     def _schedule(self) -> None:
         waiting = [p for p in self.pods.values()
@@ -424,13 +424,18 @@ class SimulatedCluster:
             if pod.view.node == node:
                 self._kill(pod)
 
+    def node(self, name: str) -> NodeView:
+        """One that is well and has room for one Pod."""
+        workers = self.spec.workers
+        return NodeView(name, True, False, (), extended={workers.gpu_resource: workers.gpus_per_worker})
+
     def node_is_unknown(self, node: str) -> None:
         """What the control plane says of it, sooner or later."""
         self.nodes[node] = replace(self.nodes[node], ready=None)
 
     def node_returns(self, node: str) -> None:
         self.down.discard(node)
-        self.nodes[node] = NodeView(node, True, False, ())
+        self.nodes[node] = self.node(node)
         for pod in self.pods.values():
             if pod.view.node == node and pod.view.phase == "Running" and pod.agent is None and not pod.view.deleting:
                 self.start_agent(pod)

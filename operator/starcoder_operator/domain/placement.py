@@ -70,15 +70,21 @@ def unchanged(snapshot: Snapshot, members: tuple[MemberView, ...]) -> Placement:
     return Placement(snapshot.status.placement, _incarnations(members, (), snapshot.status.incarnations))
 
 
-def place(snapshot: Snapshot, members: tuple[MemberView, ...], busy: frozenset[int] = frozenset()) -> Placement:
+def place(
+    snapshot: Snapshot,
+    members: tuple[MemberView, ...],
+    busy: frozenset[int] = frozenset(),
+    avoided: frozenset[str] = frozenset(),
+) -> Placement:
     """Lost Pods and those that wait in vain make room, missing ones come.
 
     Args:
         busy: members that take part in an attempt that runs. They are left alone until it has ended.
+        avoided: nodes that look well and that the run keeps away from.
     """
     digest = template_digest(snapshot.spec)
     idle = tuple(m for m in members if m.index not in busy)
-    vain = {m.index: why for m in idle if (why := _in_vain(snapshot, m, digest))}
+    vain = {m.index: why for m in idle if (why := _in_vain(snapshot, m, digest, avoided))}
     dropped = {m.index for m in idle if m.index not in vain and _came_without_group(snapshot, m, digest)}
     kept = tuple(
         m for m in members
@@ -94,7 +100,7 @@ def place(snapshot: Snapshot, members: tuple[MemberView, ...], busy: frozenset[i
         number = _number(snapshot, kept)
     if allowed or (snapshot.gang is not None and snapshot.gang.name == group_name(snapshot.name, number)):
         actions += _gang(snapshot, number, kept, missing)
-    actions += _creations(snapshot, number, coming)
+    actions += _creations(snapshot, number, coming, avoided)
     return Placement(
         number=number,
         incarnations=_incarnations(members, coming, snapshot.status.incarnations),
@@ -122,7 +128,7 @@ def waiting_trouble(pod: PodView) -> tuple[str, str] | None:
     return None
 
 
-def _in_vain(snapshot: Snapshot, member: MemberView, digest: str) -> str:
+def _in_vain(snapshot: Snapshot, member: MemberView, digest: str, avoided: frozenset[str]) -> str:
     """Why this Pod, which runs nothing, is better built anew; empty where it is to stay."""
     pod = member.pod
     if pod is None or member.loss is not None:
@@ -132,13 +138,15 @@ def _in_vain(snapshot: Snapshot, member: MemberView, digest: str) -> str:
     if pod.template and pod.template != digest and (not pod.scheduled or waiting_trouble(pod)):
         return "it waits, and the spec has changed since it was built"
     if pod.scheduled:
-        return ""
+        return f"node {pod.node} is avoided, the run has failed there" if pod.node in avoided else ""
     if is_native(snapshot) and snapshot.gang_api and pod.scheduling_group:
         current = snapshot.gang.name if snapshot.gang else ""
         if pod.scheduling_group != current:
             return f"it waits in PodGroup {pod.scheduling_group}, which is gone"
-    back = [n for n in pod.avoided_nodes if n in snapshot.nodes and not _is_unfit(snapshot, n)]
-    return f"it waits and avoids node {back[0]}, which is well again" if back else ""
+    back = [
+        n for n in pod.avoided_nodes if n in snapshot.nodes and n not in avoided and not _is_unfit(snapshot, n)
+    ]  # fmt: skip
+    return f"it waits and avoids node {back[0]}, which may be used again" if back else ""
 
 
 def _came_without_group(snapshot: Snapshot, member: MemberView, digest: str) -> bool:
@@ -241,9 +249,11 @@ def _lacking(snapshot: Snapshot, kept: tuple[MemberView, ...]) -> int:
     return max(1, least(snapshot.spec) - placed)
 
 
-def _creations(snapshot: Snapshot, number: int, coming: tuple[MemberView, ...]) -> list[CreatePod]:
+def _creations(
+    snapshot: Snapshot, number: int, coming: tuple[MemberView, ...], avoided: frozenset[str]
+) -> list[CreatePod]:
     gang = group_name(snapshot.name, number) if is_native(snapshot) else ""
-    avoid = lost_nodes(snapshot)
+    avoid = tuple(sorted(avoided.union(lost_nodes(snapshot))))
     return [CreatePod(m.index, m.last_incarnation + 1, gang, avoid) for m in coming]
 
 

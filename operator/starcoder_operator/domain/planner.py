@@ -14,7 +14,7 @@ from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
 from starcoder_operator.api.v1alpha1.status import State
 from starcoder_trainer.contract.assignment import Assignment
 
-from . import backoff, failure, goodput, progress, reasons, situation, sizing, story, user_error
+from . import avoidance, backoff, failure, goodput, progress, reasons, situation, sizing, story, user_error
 from .conditions import Claim, merged
 from .elasticity import pool_size
 from .failure import Failure, Response
@@ -137,30 +137,29 @@ def _wanted(
     """A run that is to train."""
     config = training_config(snapshot.name, snapshot.namespace, snapshot.uid, snapshot.spec).to_json()
     decision = _backed_off(snapshot, status, _out_of_patience(snapshot, status, decide(snapshot, members, config)))
+    if isinstance(decision, Finished):
+        return _succeeded(snapshot, status, members)
+    status, decision = _counted(snapshot, status, decision)
+    if isinstance(decision, Ended) and (over := _given_up(snapshot, status, members, decision.failure)):
+        return over
+    status, forgiving = avoidance.forgiven(snapshot, members, status)
+    avoided = avoidance.avoided(status)
     placement, write = unchanged(snapshot, members), None
     match decision:
-        case Finished():
-            return _succeeded(snapshot, status, members)
-        case Ended(found, signs):
-            where = user_error.nodes_of(found, signs)
-            found = user_error.judged(status.last_failure, found, where)
-            status = failure.charged(status, found, snapshot.now, where)
-            if over := _given_up(snapshot, status, members, found):
-                return over
+        case Ended():
             write = held(snapshot, members, next_attempt(snapshot))
-            placement = place(snapshot, members)
-        case Hold(assignment, _, found):
+            placement = place(snapshot, members, avoided=avoided)
+        case Hold(assignment):
             write = assignment
-            status = failure.reattributed(status, found) if found else status
-            placement = place(snapshot, members)
+            placement = place(snapshot, members, avoided=avoided)
         case Go(assignment):
             write = assignment
             status = progress.resized(snapshot, status, assignment)
         case Stay() | Unclear() | BackOff() if _is_held(snapshot):
-            placement = place(snapshot, members)
+            placement = place(snapshot, members, avoided=avoided)
         case Stay() | AwaitCause():
             # Spares that are lost are replaced; those at work are left alone.
-            placement = place(snapshot, members, _at_work(snapshot))
+            placement = place(snapshot, members, _at_work(snapshot), avoided)
         case Unclear() | BackOff():
             pass
     forming = isinstance(decision, Ended | Hold) or _is_held(snapshot)
@@ -187,9 +186,26 @@ def _wanted(
         status,
         _state(snapshot, decision, claims),
         claims,
-        _in_order(snapshot, placement, _written(snapshot, write, config)),
+        (*forgiving, *_in_order(snapshot, placement, _written(snapshot, write, config))),
         _look_again(snapshot, members, decision, placement, stale_after),
     )
+
+
+def _counted(snapshot: Snapshot, status: StarCoderRunStatus, decision: Decision) -> tuple[StarCoderRunStatus, Decision]:
+    """The status with a failure that the decision tells of, and the decision with whose fault it is known to be."""
+    ttl, now, last = snapshot.spec.failure_policy.node_avoidance.ttl.seconds, snapshot.now, status.last_failure
+    match decision:
+        case Ended(found, signs):
+            where = user_error.nodes_of(found, signs)
+            judged = user_error.judged(last, found, where)
+            status = avoidance.noted(failure.charged(status, judged, now, where), (found, *signs), ttl=ttl, now=now)
+            if user_error.is_repeated(last, judged):
+                why = "the same exception twice at the same iteration: elsewhere it shows whether it is the node's"
+                status = avoidance.kept_away_from(status, found.node, 2, why, ttl=ttl, now=now)
+            return status, Ended(judged, signs)
+        case Hold(found=Failure() as found):
+            return avoidance.noted(failure.reattributed(status, found), (found,), ttl=ttl, now=now), decision
+    return status, decision
 
 
 def _out_of_patience(snapshot: Snapshot, status: StarCoderRunStatus, decision: Decision) -> Decision:

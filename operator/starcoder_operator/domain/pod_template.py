@@ -11,7 +11,8 @@ from starcoder_trainer.contract.names import GROUP
 ANNOTATION_TEMPLATE = f"{GROUP}/pod-template"
 """On Pods: `template_digest` of the spec they were built from."""
 ANNOTATION_AVOIDS = f"{GROUP}/avoids-nodes"
-"""On Pods: nodes they must not be placed on, comma-separated; those were lost when the Pod was created."""
+"""On Pods: nodes they must not be placed on, comma-separated: lost, broken, or avoided by
+the run when the Pod was created."""
 
 
 def template_digest(spec: StarCoderRunSpec) -> str:

@@ -56,6 +56,8 @@ RECOVERED = "Recovered"
 RESUMED = "Resumed"
 RESIZED = "Resized"
 """An attempt begins with another number of Pods than the one before, and not for want of them."""
+NODE_AVOIDED = "NodeAvoided"
+NODE_FORGIVEN = "NodeForgiven"
 NEW_CHECKPOINT = "CheckpointVerified"
 
 WARNINGS = frozenset({

@@ -51,7 +51,7 @@ class PodView:
     """Seconds since this operator first saw it."""
     priority_class: str = ""
     avoided_nodes: tuple[str, ...] = ()
-    """Nodes that its affinity forbids because they were lost; from annotation `pod_template.ANNOTATION_AVOIDS`."""
+    """Nodes that its affinity forbids: lost, broken, or avoided; from annotation `pod_template.ANNOTATION_AVOIDS`."""
     template: str = ""
     """Digest of what the Pod was built from; annotation `pod_template.ANNOTATION_TEMPLATE`. Empty: not known."""
 

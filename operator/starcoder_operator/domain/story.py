@@ -17,6 +17,7 @@ def told(before: StarCoderRunStatus, after: StarCoderRunStatus) -> tuple[EmitEve
     recovered = (EmitEvent("Normal", reasons.RECOVERED, recovery.told(r)) for r in recovery.completed(before, after))
     events = (
         *_failure(before, after),
+        *_avoided(before, after),
         *_checkpoint(before, after),
         *_size(before, after),
         *_conditions(before, after),
@@ -31,6 +32,13 @@ def _failure(before: StarCoderRunStatus, after: StarCoderRunStatus) -> Iterator[
         return
     where = "".join(f", {what} {name}" for what, name in (("Pod", last.pod), ("node", last.node)) if name)
     yield EmitEvent("Warning", last.cause, f"attempt {before.attempt} ended{where}: {last.message}")
+
+
+def _avoided(before: StarCoderRunStatus, after: StarCoderRunStatus) -> Iterator[EmitEvent]:
+    known = {a.node for a in before.avoided_nodes}
+    for new in after.avoided_nodes:
+        if new.node not in known:
+            yield EmitEvent("Warning", reasons.NODE_AVOIDED, f"{new.node} is avoided until {new.until}: {new.reason}")
 
 
 def _checkpoint(before: StarCoderRunStatus, after: StarCoderRunStatus) -> Iterator[EmitEvent]:

@@ -124,6 +124,30 @@ class LastFailure(ApiModel):
     """When the operator saw it, RFC 3339."""
 
 
+class NodeFailure(ApiModel):
+    """A failure that speaks against a node."""
+
+    node: str
+    cause: str
+    """One word in CamelCase; see docs/failure-modes.md."""
+    at: str
+    """When the operator saw it, RFC 3339."""
+
+
+class AvoidedNode(ApiModel):
+    """A node that this run's Pods keep away from."""
+
+    node: str
+    failures: int
+    """Of this run, there."""
+    reason: str
+    """What they were."""
+    since: str
+    """RFC 3339."""
+    until: str
+    """When it is used again, RFC 3339; earlier where the run finds no place without it."""
+
+
 class StarCoderRunStatus(ApiModel):
     """Is it fine? State and message say so, the rest says why."""
 
@@ -180,6 +204,10 @@ class StarCoderRunStatus(ApiModel):
     """Where the run's time went."""
     recoveries: tuple[Recovery, ...] = ()
     """The last ten, oldest first."""
+    node_failures: tuple[NodeFailure, ...] = ()
+    """Of about the last hour, oldest first."""
+    avoided_nodes: tuple[AvoidedNode, ...] = ()
+    """Nodes on which the run failed twice within an hour."""
     started_at: str | None = None
     """First iteration of the first attempt, RFC 3339."""
     completed_at: str | None = None
