@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from devcluster.cluster import Cluster
+from starcoder_operator.domain.timestamps import seconds_between
 from starcoder_trainer.contract import names
 from tests.support.cluster import Run, manifest, resumed, started_at, until
 
@@ -31,6 +32,27 @@ def files(run: Run) -> dict[str, str]:
     head = run.head()
     newest = head.entries[-1]
     return {f.name.rpartition("/")[2]: f.sha256 for f in run.checkpoint(newest).files}
+
+
+def tells_its_story(run: Run, node: str) -> None:
+    """What `kubectl describe scr` says of a run that lost a node and came to its end: no log is needed."""
+    end, created = run.status, run.get()["metadata"]["creationTimestamp"]
+    (record,) = end["recoveries"]
+    assert record["node"] == node
+    assert record["cause"] in ("NodeLost", "AgentUnresponsive")
+    assert record["iterationsLost"] == record["iteration"] - record["resumedAt"]
+    assert {"detecting", "placing", "forming", "loading", "firstStep"} <= record["seconds"].keys()
+    assert record["total"] == pytest.approx(sum(record["seconds"].values()))
+    buckets, lived = end["goodput"]["buckets"], seconds_between(created, end["completedAt"])
+    assert sum(buckets.values()) == pytest.approx(lived, rel=0.01, abs=1)
+    assert buckets["training"] > 0
+    assert buckets["placing"] == record["seconds"]["placing"]
+    assert (buckets["retraining"] > 0) == (record["iterationsLost"] > 0)
+    told = {e["reason"]: e["message"] for e in run.events()}
+    assert f"after {record['cause']} of node {node}" in told["Recovered"]
+    described = run.kubectl("describe", "scr", run.name)
+    for words in ("Recoveries:", "Goodput:", "Conditions:", node, told["Recovered"], "CheckpointVerified"):
+        assert words in described
 
 
 def test_after_a_killed_worker_the_survivors_keep_their_pods_and_train_from_the_checkpoint(trained_on: Cluster) -> None:
@@ -89,6 +111,7 @@ def test_a_run_that_lost_a_node_ends_bitwise_as_one_that_was_never_disturbed(tra
     }
     assert max(run_losses) == 150
     assert files(run) == files(calm)
+    tells_its_story(run, node)
     trained_on.kubectl("wait", "node", node, "--for=condition=Ready", "--timeout=120s", timeout=130)
 
 

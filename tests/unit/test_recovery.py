@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from starcoder_operator.domain import reasons
 from starcoder_operator.domain.backoff import delay
 from starcoder_operator.domain.recovery import KEPT
@@ -103,6 +105,7 @@ def test_the_last_ten_are_kept() -> None:
     for _ in range(KEPT + 2):
         recovered(crashed(run))
     assert [r.from_attempt for r in run.status.recoveries] == list(range(3, KEPT + 3))
+    assert len(json.dumps(run.status.to_dict())) < 8000, "the whole status is written every few seconds"
 
 
 def test_a_suspension_ends_a_recovery_without_a_total() -> None:

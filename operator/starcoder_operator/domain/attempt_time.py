@@ -148,11 +148,11 @@ def shares_of(
         # What passed between the operator's word and the first of the workers is no iteration's.
         begins = run.is_new and heard is not None and heard.spent is not None and heard.spent.first_iteration is None
         return _joined(shares, {"forming": left} if begins else {})
+    if heard is not None and heard.state in ENDED_WELL:
+        return _joined(shares, {"detecting": left})
     if status.restarts.total > snapshot.status.restarts.total:
         unheard = _until_the_fault(snapshot, members, status, run, left)
         return _joined(shares, _under_way(run, unheard), {"detecting": left - unheard})
-    if heard is not None and heard.state in ENDED_WELL:
-        return _joined(shares, {"detecting": left})
     if status.state == "Succeeded":
         return _joined(shares, {"checkpointStall": left})
     return _joined(shares, _under_way(run, left))
