@@ -155,14 +155,13 @@ def test_hours_of_suspension_are_no_hours_of_the_ratio() -> None:
 
 
 def test_of_each_training_second_the_share_of_the_missing_copies_is_degraded() -> None:
-    run = long_run().training()
-    view = run.cluster.assignment
-    assert view is not None
-    half = replace(view.assignment, layout=replace(view.assignment.layout, data=1))
-    run.cluster.assignment = replace(view, assignment=half)
+    run = make_run().workers(3).at_least(2, patience="30s").with_spec(training__iterations=100_000).training()
+    run.failed(run.pod(2).view.node).until(lambda s: s.state == "Running" and s.goodput.bucket == "training")
+    (record,) = run.status.recoveries
+    assert record.seconds.placing == pytest.approx(30, abs=5), "it waited for room as long as it was told to"
     before = run.seconds
-    run.until_quiet(8)
-    assert more(run, before) == {"training": pytest.approx(4, abs=0.5), "degraded": pytest.approx(4, abs=0.5)}
+    run.until_quiet(9)
+    assert more(run, before) == {"training": pytest.approx(6, abs=0.5), "degraded": pytest.approx(3, abs=0.5)}
 
 
 def test_a_clock_that_went_back_adds_nothing_and_loses_nothing() -> None:

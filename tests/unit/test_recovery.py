@@ -62,6 +62,12 @@ def test_where_nobody_has_to_come_nothing_is_placed() -> None:
     assert run.status.recoveries[0].seconds.placing is None
 
 
+def test_where_a_spare_stands_by_nothing_is_placed() -> None:
+    run = make_run().workers(2).spares(1).on_nodes(4).training()
+    (record,) = recovered(run.failed(run.pod(1).view.node)).status.recoveries
+    assert (record.cause, record.seconds.placing) == ("NodeLost", None)
+
+
 def test_an_attempt_that_fails_before_its_first_iteration_has_a_record_of_its_own() -> None:
     run = fails_to_form(crashed(running()))
     first, second = run.status.recoveries
