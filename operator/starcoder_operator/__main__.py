@@ -26,6 +26,7 @@ from .adapters.memory import Memory
 from .adapters.metrics import Metrics, operator_version
 from .adapters.nodes import NodeCache, RunKey
 from .adapters.sightings import Sightings
+from .domain.hearing import Limits
 from .health import Activity, HealthServer, notice_pauses
 from .leader import Election, Elector, LeadershipLost
 from .observe import Observer
@@ -82,7 +83,7 @@ class Operator:
             ),
             memory=memory,
             metrics=self.metrics,
-            heartbeat_stale=settings.heartbeat_stale,
+            limits=Limits.of(settings.rhythm, settings.heartbeat_stale),
         )
         self._queue: WorkQueue[RunKey] = WorkQueue(reconcile, workers=settings.workers, on_failure=reconcile.failed)
         self.metrics.watch_queue(lambda: self._queue.depth, lambda: self._queue.oldest)

@@ -296,6 +296,7 @@ class Actor:
                 incarnation=action.incarnation,
                 avoid_nodes=action.avoid_nodes,
                 gang=gang_of(snapshot.spec).joined(action.gang) if action.gang else None,
+                rhythm=self._settings.rhythm,
             )
         except PatchError as e:
             raise Refused(str(e)) from e

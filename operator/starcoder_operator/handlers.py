@@ -21,11 +21,11 @@ from starcoder_trainer.contract.names import ANNOTATION_REPORT, LABEL_RUN
 
 from .adapters.kinds import CONFIG_MAPS, LEASES, NODES, POD_GROUPS, PODS, RUNS, Kind, Manifest
 from .adapters.nodes import NodeCache, RunKey
-from .adapters.sightings import Sightings, lease_sighting
+from .adapters.sightings import Sightings, lease_sighting, renewed
 
 log = logging.getLogger(__name__)
 
-STATE_PART = ("attempt", "state", "bootId", "problem", "failure", "offer", "fencedBy", "verified")
+STATE_PART = ("attempt", "state", "bootId", "problem", "failure", "offer", "fencedBy", "verified", "suspects")
 """Fields of a report of which a change wants a pass at once; the rest (progress) is read at the next one."""
 
 SERVER_TIMEOUT = 300
@@ -39,15 +39,19 @@ class _Endless:
         return itertools.chain((1, 1, 2, 3, 5, 8), itertools.repeat(10.0))
 
 
-def state_part(lease: Manifest) -> str:
-    """What of a report wants a pass at once where it changes."""
+def report_of(lease: Manifest) -> Any:
+    """The report as parsed JSON, None where there is none; the text where it is no JSON."""
     text: str = (lease["metadata"].get("annotations") or {}).get(ANNOTATION_REPORT, "")
     try:
-        report = json.loads(text) if text else {}
+        return json.loads(text) if text else None
     except json.JSONDecodeError:
         return text
+
+
+def state_part(report: Any) -> str:
+    """What of a report wants a pass at once where it changes."""
     if not isinstance(report, dict):
-        return text
+        return str(report)
     return json.dumps({k: report.get(k) for k in STATE_PART}, sort_keys=True)
 
 
@@ -137,9 +141,12 @@ class Edge:
         if run is None:
             return
         self._sightings.age(*lease_sighting(lease))
+        report = report_of(lease)
+        if isinstance(report, dict):
+            self._sightings.relay(str(report.get("bootId")), renewed(lease), tuple(report.get("suspects") or ()))
         if kind == "DELETED":
             self._changes.forget(lease)
-        elif not self._changes.changed(lease, state_part(lease)):
+        elif not self._changes.changed(lease, state_part(report)):
             return
         self._enqueue(run)
 

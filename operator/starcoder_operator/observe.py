@@ -10,6 +10,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -34,7 +35,7 @@ from .adapters.kinds import (
 from .adapters.kube import Kube
 from .adapters.memory import Memory, RunMemory
 from .adapters.nodes import NodeCache
-from .adapters.sightings import Sightings, lease_sighting
+from .adapters.sightings import Sightings, lease_sighting, renewed
 from .api.v1alpha1 import StarCoderRunSpec, StarCoderRunStatus
 from .build import rbac
 from .domain.elasticity import members_ever
@@ -106,7 +107,8 @@ class Observer:
         )
         gang_kind, instant = gang_of(spec), self._clock.now()
         pod_views = tuple(pod for each in pods if (pod := self._pod(each, gang_kind, memory)) is not None)
-        lease_views = tuple(lease for each in leases if (lease := self._lease(each, memory)) is not None)
+        own_views = [view for each in leases if (view := self._lease(each, memory)) is not None]
+        lease_views = tuple(self._heard(view) for view in own_views)
         return Snapshot(
             namespace=namespace,
             name=name,
@@ -163,13 +165,25 @@ class Observer:
         except (KeyError, ValueError):
             _warn_once(memory, meta["uid"], f"Lease {meta['name']} lacks the labels of a member: left alone")
             return None
+        key, look = lease_sighting(lease)
+        age = self._sightings.age(key, look)
+        if report is not None:
+            self._sightings.relay(report.boot_id, renewed(lease), report.suspects)
         return LeaseView(
             member=member,
             name=meta["name"],
             resource_version=meta["resourceVersion"],
             report=report,
-            age=self._sightings.age(*lease_sighting(lease)),
+            age=age,
+            renewed=age,
+            witnessed=self._sightings.witnessed(key),
         )
+
+    def _heard(self, lease: LeaseView) -> LeaseView:
+        """With its age where a relay speaks for the agent. What one that is gone has said still counts."""
+        relay = lease.report.relayed_by if lease.report is not None else ""
+        age = self._sightings.age_by(relay, lease.member) if relay else None
+        return lease if age is None else replace(lease, age=min(lease.age, age))
 
     async def _assignment(self, namespace: str, run: str, memory: RunMemory) -> AssignmentView | None:
         try:

@@ -12,6 +12,7 @@ from .adapters.memory import Memory
 from .adapters.metrics import Metrics
 from .adapters.nodes import RunKey
 from .api.v1alpha1 import State
+from .domain.hearing import Limits
 from .domain.planner import plan
 from .observe import Observer, Unreadable
 
@@ -23,14 +24,12 @@ STATES: tuple[str, ...] = get_args(State)
 class Reconciler:
     """Level-triggered: a pass may be cut anywhere and the next one comes out right, since it reads what is there."""
 
-    def __init__(
-        self, *, observe: Observer, act: Actor, memory: Memory, metrics: Metrics, heartbeat_stale: float
-    ) -> None:
+    def __init__(self, *, observe: Observer, act: Actor, memory: Memory, metrics: Metrics, limits: Limits) -> None:
         self._observe = observe
         self._act = act
         self._memory = memory
         self._metrics = metrics
-        self._heartbeat_stale = heartbeat_stale
+        self._limits = limits
 
     async def __call__(self, key: RunKey) -> float | None:
         """Seconds until the next pass; None: only on a change.
@@ -51,7 +50,7 @@ class Reconciler:
                 return None
             if snapshot.deleting:
                 return None
-            decided = plan(snapshot, stale_after=self._heartbeat_stale)
+            decided = plan(snapshot, limits=self._limits)
             self._memory.of(key, snapshot.uid).state = decided.status.state
             self._metrics.of_runs.accounted(key, snapshot.uid, decided.status)
             began = time.monotonic()

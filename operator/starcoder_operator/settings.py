@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from starcoder_trainer.contract.heartbeat import Rhythm
+
+from .domain.hearing import Limits
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -42,8 +46,12 @@ class Settings(BaseSettings):
     trainer_image_pull_policy: Literal["", "Always", "IfNotPresent", "Never"] = ""
     """Pull policy of that image where a run names none. Empty: Kubernetes' default."""
 
+    heartbeat_interval: Annotated[float, Field(ge=0.1)] = Rhythm.seconds
+    """Seconds between two heartbeats of an agent; Pods that run keep what they were created with."""
+    heartbeat_missed: Annotated[int, Field(ge=2)] = Rhythm.missed
+    """Heartbeats missed in a row after which an agent is suspect, and lost unless it renews its own Lease."""
     heartbeat_stale: Seconds = 15.0
-    """Seconds without a renewal after which a member's agent is taken for lost."""
+    """Seconds without any sign of life after which a member's agent is taken for lost, though nobody suspects it."""
     device_fault_conditions: Annotated[tuple[str, ...], NoDecode] = DEVICE_FAULT_CONDITIONS
     """Types of Node conditions that tell of a broken GPU or link where they are True, comma-separated: members there
     are replaced elsewhere. Default: NVSentinel's. Empty: none."""
@@ -100,6 +108,21 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         parts = [value] if isinstance(value, str) else value
         return tuple(name.strip() for part in parts for name in str(part).split(",") if name.strip())
+
+    @model_validator(mode="after")
+    def _stale_is_longest(self) -> Self:
+        least = 2 * Limits.of(self.rhythm, self.heartbeat_stale).heard
+        if self.heartbeat_stale < least:
+            raise ValueError(
+                f"heartbeat_stale: found {self.heartbeat_stale:g} s, expected at least {least:g} s, which is 4 x "
+                f"heartbeat_interval {self.heartbeat_interval:g} s x heartbeat_missed {self.heartbeat_missed}"
+            )
+        return self
+
+    @property
+    def rhythm(self) -> Rhythm:
+        """Of the agents' heartbeats."""
+        return Rhythm(self.heartbeat_interval, self.heartbeat_missed)
 
     def status_interval_of(self, replicas: int) -> float:
         """Seconds between two writes of mere progress for a gang of that size."""

@@ -18,6 +18,7 @@ from starcoder_trainer.agent.main import Settings, serve
 from starcoder_trainer.contract import names
 from starcoder_trainer.contract.assignment import Assignment, Layout, Member
 from starcoder_trainer.contract.config import StorageConfig
+from starcoder_trainer.contract.heartbeat import Rhythm
 from starcoder_trainer.contract.report import Report
 from tests.support.training import training_config
 
@@ -142,7 +143,7 @@ class Cluster:
             pod=names.pod_name(RUN, 0, incarnation),
             pod_ip="127.0.0.1",
             node="n1",
-            heartbeat_seconds=0.2,
+            rhythm=Rhythm(seconds=0.1),
             worker_socket=socket_path,
             scratch=str(self.folder / f"scratch-{incarnation}"),
             credentials_dir=self.folder,

@@ -10,7 +10,7 @@ from starcoder_operator.api.v1alpha1 import Condition, StarCoderRunStatus
 from starcoder_operator.api.v1alpha1.goodput import Goodput
 from starcoder_operator.api.v1alpha1.status import ConditionType
 from starcoder_operator.domain.elasticity import pool_size
-from starcoder_operator.domain.members import AGENT_HEARD
+from starcoder_operator.domain.hearing import USUAL
 from starcoder_operator.domain.plan import Plan
 from starcoder_operator.domain.planner import plan
 from starcoder_operator.domain.snapshot import Snapshot
@@ -56,6 +56,11 @@ class Scenario:
 
     def on_nodes(self, count: int) -> Self:
         self._nodes = count
+        return self
+
+    def without_relay(self) -> Self:
+        """Every agent renews its own Lease, as those of older images do."""
+        self.cluster.relaying = False
         return self
 
     @property
@@ -107,10 +112,9 @@ class Scenario:
     def node_dies(self, node: str, noticed: bool = True) -> Self:
         self.cluster.node_dies(node)
         if noticed:
-            # by the time that a node is Unknown its agents have missed some beats
-            for pod in self.cluster.pods.values():
-                if pod.view.node == node:
-                    self.cluster.leases[pod.view.member].renewed -= AGENT_HEARD
+            # By the time that a node is Unknown its agents have missed some beats. Collectives only hang: nobody resets
+            # their connections.
+            self.beats(USUAL.heard)
             self.cluster.node_is_unknown(node)
         return self
 
@@ -171,6 +175,13 @@ class Scenario:
         for _ in range(seconds):
             self.cluster.settle_cluster()
             self.cluster.world.now += 1
+        return self
+
+    def beats(self, seconds: float) -> Self:
+        """Agents beat; nothing else happens."""
+        for _ in range(round(seconds)):
+            self.cluster.world.now += 1
+            self.cluster.beat()
         return self
 
     # What is so

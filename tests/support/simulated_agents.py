@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from starcoder_trainer.agent import machine as m
-from starcoder_trainer.contract.assignment import Assignment, CheckpointRef, Offer
+from starcoder_trainer.agent.heartbeats import Heartbeats
+from starcoder_trainer.contract.assignment import Assignment, CheckpointRef, Endpoint, Offer
 from starcoder_trainer.contract.config import TrainingConfig
+from starcoder_trainer.contract.heartbeat import USUAL
 from starcoder_trainer.contract.report import Cause, Failure, Problem, Report, Verified
 from starcoder_trainer.contract.worker import Exited, Saved, Started, Step
 
@@ -52,11 +54,19 @@ class Agent:
 
     _boots = itertools.count()
 
-    def __init__(self, *, run_uid: str, pod: str, member: int, incarnation: int, node: str, world: World) -> None:
+    def __init__(
+        self, *, run_uid: str, pod: str, member: int, incarnation: int, node: str, world: World, relays: bool = True
+    ) -> None:
         self.member, self.world = member, world
         self.boot_id = f"boot-{next(self._boots)}"
         me = m.Identity(run_uid, self.boot_id, pod, incarnation, node, f"10.0.0.{member}", "/scratch")
         self.machine = m.Machine(me, world.now)
+        self.heartbeats = Heartbeats(
+            member=member, incarnation=incarnation, boot_id=self.boot_id, rhythm=USUAL, now=world.now
+        )
+        self.relays = relays
+        self.written: Report | None = None
+        """What it last wrote into its Lease."""
         self.connected = False
         self.running: int | None = None
         """Attempt whose workers run here."""
@@ -70,7 +80,11 @@ class Agent:
 
     @property
     def report(self) -> Report:
-        return self.machine.report
+        """As it stands in the Lease."""
+        standing = self.heartbeats.standing(self.world.now)
+        if not self.relays:
+            return self.machine.report
+        return standing.told(self.machine.report, Endpoint(self.machine.me.address, 7070))
 
     def tell(self, event: m.Event) -> None:
         for action in self.machine.handle(event):
@@ -85,6 +99,7 @@ class Agent:
             self.read = (assignment, config_json)
             config, self.iterations = _read(config_json)
             self.tell(m.Assigned(now, assignment, config))
+            self.heartbeats.assigned(now, assignment)
         if not self.connected and not self.quit:
             self.connected = True
             self.tell(m.WorkersReady(now))

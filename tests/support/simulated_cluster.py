@@ -33,6 +33,7 @@ from starcoder_operator.domain.snapshot import (
 )
 from starcoder_operator.domain.timestamps import after, at_millisecond, milliseconds
 from starcoder_trainer.agent import machine as m
+from starcoder_trainer.agent.heartbeats import is_news, is_relayed
 from starcoder_trainer.contract import names
 from starcoder_trainer.contract.report import Report
 from tests.support.simulated_agents import Agent, World
@@ -65,6 +66,7 @@ class Pod:
 class Lease:
     report: Report | None = None
     renewed: float = 0.0
+    writes: int = 0
 
 
 class SimulatedCluster:
@@ -91,6 +93,12 @@ class SimulatedCluster:
         """What is refused -> the server's words."""
         self.problems: dict[str, str] = {}
         self.api_reaches_agents = True
+        self.relaying = True
+        """Agents take heartbeats; those of older images do not."""
+        self.cut_off: set[int] = set()
+        """Members whose Pods reach no other Pod and are reached by none."""
+        self.spoken_for: dict[tuple[str, int], float] = {}
+        """(boot id of a relay, member) -> when that agent last renewed its Lease without suspecting that member."""
         self.pullable: set[str] | None = None
         """Images that a registry has; None: all."""
         self.slow: set[str] = set()
@@ -125,7 +133,7 @@ class SimulatedCluster:
                 replace(p.view, containers=self._containers(p), age=now - p.created) for p in self.pods.values()
             ),
             leases=tuple(
-                LeaseView(i, names.lease_name(self.name, i), "1", lease.report, now - lease.renewed)
+                LeaseView(i, names.lease_name(self.name, i), "1", lease.report, self._age(i), now - lease.renewed)
                 for i, lease in self.leases.items()
             ),
             nodes=dict(self.nodes),
@@ -138,6 +146,12 @@ class SimulatedCluster:
             clock=now,
             problems=dict(self.problems),
         )
+
+    def _age(self, member: int) -> float:
+        """As `observe` makes it of what it sees."""
+        lease = self.leases[member]
+        relay = lease.report.relayed_by if lease.report is not None else ""
+        return self.world.now - max(lease.renewed, self.spoken_for.get((relay, member), lease.renewed))
 
     @property
     def native(self) -> bool:
@@ -290,6 +304,25 @@ class SimulatedCluster:
             self._kubelet(pod)
         for pod in list(self.pods.values()):
             self._agent(pod)
+        self.beat()
+
+    def beat(self) -> None:
+        """Every agent beats once, and what changes by it is written."""
+        now, agents = self.world.now, self._agents()
+        for agent in agents.values():
+            relay = agent.heartbeats.target
+            if relay is None or relay.boot_id not in agents or self.cut_off & {agent.member, relay.member}:
+                continue
+            taken = agents[relay.boot_id].heartbeats.take(now, agent.heartbeats.beat(relay))
+            agent.heartbeats.answered(now, taken)
+        if self.api_reaches_agents:
+            for agent in agents.values():
+                self._renew(agent)
+
+    def _agents(self) -> dict[str, Agent]:
+        """Those that run, by boot id."""
+        pods = (p for p in self.pods.values() if p.agent is not None and self.up(p.view.node))
+        return {p.agent.boot_id: p.agent for p in pods if p.agent is not None and not p.agent.exited}
 
     def up(self, node: str) -> bool:
         return node in self.nodes and node not in self.down
@@ -365,7 +398,7 @@ class SimulatedCluster:
         view = pod.view
         pod.agent = Agent(
             run_uid=self.uid, pod=view.name, member=view.member, incarnation=view.incarnation, node=view.node,
-            world=self.world,
+            world=self.world, relays=self.relaying,
         )  # fmt: skip
 
     def _agent(self, pod: Pod) -> None:
@@ -373,16 +406,26 @@ class SimulatedCluster:
             return
         written = self.assignment
         pod.agent.look(written.assignment if written else None, written.config_json if written else "")
-        lease = self.leases.get(pod.view.member)
-        if lease is not None:
-            if lease.report is not None and lease.report.incarnation > pod.agent.report.incarnation:
-                pod.agent.tell(m.Superseded(self.world.now))
-            elif not pod.agent.machine.silent:
-                lease.report = pod.agent.report
-                lease.renewed = self.world.now
+        self._renew(pod.agent)
         if pod.agent.quit:
             pod.view = replace(pod.view, phase="Succeeded", ready=False)
             pod.agent = None
+
+    def _renew(self, agent: Agent) -> None:
+        """As LeaseWriter does."""
+        lease, report, now = self.leases.get(agent.member), agent.report, self.world.now
+        if lease is None or agent.machine.silent:
+            return
+        if agent.written is not None and is_relayed(agent.written, report) and not is_news(agent.written, report):
+            return
+        if lease.report is not None and lease.report.incarnation > report.incarnation:
+            agent.tell(m.Superseded(now))
+            return
+        lease.report = agent.written = report
+        lease.renewed = now
+        self.spoken_for |= {(agent.boot_id, i): now for i in self.leases if i not in report.suspects}
+        lease.writes += 1
+        agent.heartbeats.renewed(now)
 
     def _containers(self, pod: Pod) -> tuple[ContainerView, ...]:
         if pod.view.node and pod.view.phase == "Pending" and not self._can_pull(pod):

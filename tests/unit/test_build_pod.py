@@ -9,6 +9,7 @@ from starcoder_operator.build.pod import TOLERATION_SECONDS, pod
 from starcoder_operator.domain.pod_template import ANNOTATION_AVOIDS, ANNOTATION_TEMPLATE, template_digest
 from starcoder_trainer.agent.main import Settings
 from starcoder_trainer.contract import names
+from starcoder_trainer.contract.heartbeat import USUAL, Rhythm
 from tests.support.runs import run
 
 OWNER = Owner("training", "good", "uid-1")
@@ -70,6 +71,12 @@ def test_the_agent_reads_all_it_needs_from_its_environment():
     assert (settings.run, settings.run_uid, settings.namespace) == ("good", "uid-1", "training")
     assert (settings.member, settings.incarnation, settings.pod) == (1, 4, "good-w1-4")
     assert (settings.pod_ip, settings.node) == ("10.0.0.9", "n")
+
+
+def test_the_agent_is_told_the_rhythm_of_its_heartbeats():
+    manifest = pod(OWNER, run().spec, Image("i"), member=1, incarnation=4, rhythm=Rhythm(0.5, 4))
+    assert Settings.from_environment(environment(agent(manifest))).rhythm == Rhythm(0.5, 4)
+    assert Settings.from_environment(environment(agent(made()))).rhythm == USUAL
 
 
 def test_what_agent_and_worker_read_by_default_is_mounted():

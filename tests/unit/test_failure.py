@@ -10,7 +10,8 @@ import pytest
 from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
 from starcoder_operator.domain import failure
 from starcoder_operator.domain.failure import CAUSES, Cause, Charge, Failure
-from starcoder_operator.domain.members import AGENT_HEARD, MemberView, members_of
+from starcoder_operator.domain.hearing import USUAL
+from starcoder_operator.domain.members import MemberView, members_of
 from starcoder_operator.domain.snapshot import ContainerView, Snapshot
 from starcoder_trainer.contract import names
 from starcoder_trainer.contract import report as contract
@@ -83,7 +84,7 @@ def test_a_failure_is_recognised_by_its_sign(after: Snapshot, cause: Cause) -> N
 def test_a_dead_node_is_the_cause_whatever_its_pod_says() -> None:
     before = with_pod(snapshot(), deleting=True, disruption="DeletionByTaintManager")
     nodes = before.nodes | {"node-1": replace(before.nodes["node-1"], ready=None)}
-    leases = (before.leases[0], replace(before.leases[1], age=AGENT_HEARD))
+    leases = (before.leases[0], replace(before.leases[1], age=USUAL.heard))
     assert only_cause(replace(before, nodes=nodes, leases=leases)) is Cause.NODE_LOST
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
 from starcoder_operator.domain.goodput import without_time
+from starcoder_operator.domain.hearing import USUAL
 from starcoder_operator.domain.snapshot import NodeView
 from starcoder_operator.domain.timestamps import milliseconds
 from tests.support.scenarios import Scenario, make_run
@@ -95,7 +96,7 @@ def test_until_a_dead_node_is_noticed_nothing_trains() -> None:
     run.node_dies(node, noticed=False).round().round().node_dies(node).passes()
     (recovery,) = run.status.recoveries
     assert recovery.cause == "NodeLost"
-    assert recovery.seconds.detecting == pytest.approx(2, abs=1)
+    assert recovery.seconds.detecting == pytest.approx(2 + USUAL.heard, abs=1)
     assert more(run, before)["detecting"] == recovery.seconds.detecting
     assert more(run, before).get("training", 0.0) <= 2
 

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from starcoder_operator.api.v1alpha1.workers import Toleration
+from starcoder_operator.domain.hearing import USUAL
 from starcoder_operator.domain.members import (
-    AGENT_HEARD,
-    HEARTBEAT_STALE,
     NODE_INDEX_LAG,
     LossKind,
     all_silent,
@@ -74,8 +73,8 @@ def test_a_pod_that_is_not_there_is_lost_and_keeps_its_name() -> None:
 
 
 def test_an_agent_that_is_silent_alone_is_lost_and_one_that_is_late_is_not() -> None:
-    assert loss_of(with_lease_age(snapshot(), 1, HEARTBEAT_STALE)) is LossKind.SILENT
-    assert loss_of(with_lease_age(snapshot(), 1, HEARTBEAT_STALE - 1)) is None
+    assert loss_of(with_lease_age(snapshot(), 1, USUAL.stale)) is LossKind.SILENT
+    assert loss_of(with_lease_age(snapshot(), 1, USUAL.stale - 1)) is None
 
 
 def test_agents_that_are_all_silent_are_not_lost() -> None:
@@ -140,7 +139,7 @@ def test_a_lost_node_s_own_toleration_does_not_make_it_well() -> None:
     assert trouble_of("n", nodes, tolerated) is not None
 
 
-@pytest.mark.parametrize(("age", "kind"), [(0.0, None), (AGENT_HEARD - 1, None), (AGENT_HEARD, LossKind.NODE)])
+@pytest.mark.parametrize(("age", "kind"), [(0.0, None), (USUAL.heard - 1, None), (USUAL.heard, LossKind.NODE)])
 def test_an_agent_that_is_heard_vouches_for_a_node_whose_kubelet_is_silent(age: float, kind: LossKind | None) -> None:
     before = snapshot()
     node = next(p.node for p in before.pods if p.member == 1)

@@ -1,6 +1,7 @@
 """What the API server says becomes one Snapshot, or no pass at all; never a guess."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 
@@ -141,7 +142,8 @@ class Bench:
         self.server = Server(stored_run(), *things)
         self.memory = Memory()
         self.nodes = NodeCache(fault_conditions=("GpuMemWatch",))
-        self.observe = Observer(self.server, self.time, Sightings(self.time), self.nodes, self.memory)
+        self.sightings = Sightings(self.time)
+        self.observe = Observer(self.server, self.time, self.sightings, self.nodes, self.memory)
 
     async def look(self):
         return await self.observe(*KEY)
@@ -290,6 +292,77 @@ async def test_silence_is_counted_from_when_it_was_first_seen(bench):
     renewed = answered(0, REPORT.to_json()) | {"spec": {"renewTime": "2026-12-01T00:00:02.000000Z"}}
     bench.server.add(renewed)
     assert (await bench.look()).leases[0].age == 0
+
+
+RELAYED = Report(boot_id="b1", pod="good-w1-0", incarnation=0, node="n2", attempt=1, state="training", relayed_by="b0")
+
+
+def renewed(bench, member, report, at):
+    """The agent's Lease as it has just written it."""
+    manifest = answered(member, report.to_json())
+    manifest["spec"] |= {"holderIdentity": report.boot_id, "renewTime": at}
+    bench.server.add(manifest)
+
+
+async def heard(bench):
+    """Member to (seconds since it was heard, seconds since its own Lease was renewed)."""
+    return {lease.member: (lease.age, lease.renewed) for lease in (await bench.look()).leases}
+
+
+async def test_an_agent_is_heard_through_the_relay_that_speaks_for_it(bench):
+    renewed(bench, 0, REPORT, "1")
+    renewed(bench, 1, RELAYED, "1")
+    assert await heard(bench) == {0: (0, 0), 1: (0, 0)}
+    bench.time.seconds += 60
+    renewed(bench, 0, REPORT, "2")
+    assert await heard(bench) == {0: (0, 0), 1: (0, 60)}
+    bench.time.seconds += 7
+    assert await heard(bench) == {0: (7, 7), 1: (7, 67)}
+
+
+async def test_a_suspect_was_last_heard_when_its_relay_spoke_for_it_the_last_time(bench):
+    renewed(bench, 0, REPORT, "1")
+    renewed(bench, 1, RELAYED, "1")
+    await bench.look()
+    bench.time.seconds += 60
+    renewed(bench, 0, REPORT, "2")
+    await bench.look()
+    bench.time.seconds += 2
+    renewed(bench, 0, replace(REPORT, suspects=(1,)), "3")
+    assert await heard(bench) == {0: (0, 0), 1: (2, 62)}
+    bench.time.seconds += 2
+    renewed(bench, 0, replace(REPORT, suspects=(1,)), "4")
+    assert await heard(bench) == {0: (0, 0), 1: (4, 64)}
+    renewed(bench, 0, REPORT, "5")
+    assert await heard(bench) == {0: (0, 0), 1: (0, 64)}
+
+
+async def test_what_was_heard_through_a_relay_that_was_started_again_counts_from_its_last_renewal(bench):
+    renewed(bench, 0, REPORT, "1")
+    renewed(bench, 1, RELAYED, "1")
+    await bench.look()
+    bench.time.seconds += 60
+    renewed(bench, 0, REPORT, "2")
+    await bench.look()
+    bench.time.seconds += 2
+    renewed(bench, 0, replace(REPORT, boot_id="b0-again"), "3")
+    assert await heard(bench) == {0: (0, 0), 1: (2, 62)}
+
+
+async def test_after_an_outage_all_are_as_fresh_as_if_they_had_just_been_heard_and_none_is_witnessed(bench):
+    renewed(bench, 0, REPORT, "1")
+    renewed(bench, 1, RELAYED, "1")
+    await bench.look()
+    bench.time.seconds += 1
+    renewed(bench, 0, REPORT, "2")
+    assert [lease.witnessed for lease in (await bench.look()).leases] == [True, False]
+    bench.time.seconds += 60
+    bench.sightings.blind()
+    assert await heard(bench) == {0: (0, 0), 1: (0, 0)}
+    assert [lease.witnessed for lease in (await bench.look()).leases] == [False, False]
+    bench.time.seconds += 1
+    renewed(bench, 0, REPORT, "3")
+    assert [lease.witnessed for lease in (await bench.look()).leases] == [True, False]
 
 
 async def test_the_assignment_comes_with_its_version_and_configuration(bench):

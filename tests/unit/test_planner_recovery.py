@@ -7,15 +7,25 @@ from dataclasses import replace
 import pytest
 
 from starcoder_operator.domain import reasons
-from starcoder_operator.domain.members import HEARTBEAT_STALE
+from starcoder_operator.domain.hearing import USUAL
 from starcoder_operator.domain.plan import EmitEvent, WriteAssignment
 from starcoder_operator.domain.planner import AWAIT_CAUSE, plan
 from tests.support.scenarios import make_run
 
 
 @pytest.mark.parametrize("member", [0, 2])
-def test_a_lost_connection_is_put_down_to_the_node_that_is_found_lost_later(member: int) -> None:
+def test_a_lost_connection_is_put_down_to_the_member_that_misses_its_heartbeats(member: int) -> None:
     run = make_run().workers(3).on_nodes(4).training()
+    node = run.pod(member).view.node
+    run.node_dies(node, noticed=False).until(lambda s: s.restarts.total == 1)
+    assert run.status.restarts.by_cause == {"AgentUnresponsive": 1}
+    assert run.status.restarts_without_progress == 0
+    assert run.training().status.restarts.total == 1
+
+
+@pytest.mark.parametrize("member", [0, 2])
+def test_a_lost_connection_is_put_down_to_the_node_that_is_found_lost_later(member: int) -> None:
+    run = make_run().workers(3).on_nodes(4).without_relay().training()
     node = run.pod(member).view.node
     run.node_dies(node, noticed=False).until(lambda s: s.restarts.total == 1)
     assert run.status.restarts.by_cause == {"Peer": 1}
@@ -34,7 +44,7 @@ def test_a_lost_connection_is_put_down_to_the_lost_node_where_the_operator_died_
     snapshot = run.snapshot
     run.cluster.write_status(snapshot, plan(snapshot).status)
     assert (run.status.attempt, run.status.restarts.by_cause, run.phase) == (2, {"Peer": 1}, "run")
-    run.waits(HEARTBEAT_STALE).training()
+    run.waits(USUAL.stale).training()
     assert run.status.restarts.by_cause == {"AgentUnresponsive": 1}
 
 
@@ -118,7 +128,7 @@ def test_an_agent_that_was_started_again_ends_the_attempt_and_joins_the_next() -
 
 
 def test_agents_that_are_all_silent_are_not_judged() -> None:
-    run = make_run().workers(2).training().silent().waits(10 * HEARTBEAT_STALE).passes()
+    run = make_run().workers(2).training().silent().waits(10 * USUAL.stale).passes()
     assert run.said("Training") == ("Unknown", reasons.AGENTS_SILENT)
     assert (run.status.state, run.status.restarts.total, run.phase) == ("Running", 0, "run")
     assert run.status.tokens_per_second is None

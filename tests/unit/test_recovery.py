@@ -144,7 +144,7 @@ def test_a_recovery_is_told_when_iterations_pass_again() -> None:
     recovered(run)
     (event,) = [e for e in run.cluster.events if e.reason == reasons.RECOVERED]
     assert event.message.startswith("attempt 2 trains ")
-    assert f"after NodeLost of node {node}: detecting 0.0 s, placing " in event.message
+    assert f"after NodeLost of node {node}: detecting 5.8 s, placing " in event.message
     assert "it went on from iteration 20, " in event.message
     run.until_quiet(5)
     assert run.told.count(("Normal", reasons.RECOVERED)) == 1

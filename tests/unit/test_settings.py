@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from starcoder_operator.settings import Settings, parse
+from starcoder_trainer.contract.heartbeat import Rhythm
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +63,12 @@ def test_a_wrong_value_is_refused_and_named(argument: str, value: str, capsys: p
     with pytest.raises((SystemExit, ValueError)) as refused:
         parse([argument, value])
     assert argument.strip("-").replace("-", "_") in (str(refused.value) + capsys.readouterr().err).replace("-", "_")
+
+
+def test_the_rhythm_of_heartbeats_is_tunable_and_goes_with_the_time_after_which_agents_are_stale() -> None:
+    assert parse(["--heartbeat-interval", "0.5", "--heartbeat-missed", "4"]).rhythm == Rhythm(0.5, 4)
+    with pytest.raises((SystemExit, ValueError), match="heartbeat_stale: found 15 s, expected at least 24 s"):
+        parse(["--heartbeat-interval", "2"])
 
 
 def test_progress_of_large_gangs_is_written_less_often() -> None:

@@ -18,6 +18,8 @@ class _Sighting:
     print: str
     since: float
     asked: float
+    changed: bool
+    """It has looked otherwise before."""
 
 
 @dataclass
@@ -30,6 +32,8 @@ class Sightings:
 
     clock: Clock
     _seen: dict[str, _Sighting] = field(default_factory=dict)
+    _unheard: dict[str, dict[int, float]] = field(default_factory=dict)
+    """Boot id of a relay -> its suspects and when it spoke for each the last time."""
     _blind_until: float = float("-inf")
 
     def age(self, key: str, fingerprint: str = "") -> float:
@@ -38,10 +42,32 @@ class Sightings:
         sighting = self._seen.get(key)
         if sighting is None or sighting.print != fingerprint:
             self._forget(now)
-            self._seen[key] = _Sighting(fingerprint, now, now)
+            self._seen[key] = _Sighting(fingerprint, now, now, sighting is not None)
             return 0.0
         sighting.asked = now
         return now - max(sighting.since, self._blind_until)
+
+    def relay(self, boot_id: str, renewed: str, suspects: tuple[int, ...]) -> None:
+        """An agent has renewed its Lease, and speaks for whoever names it its relay, but for its suspects."""
+        key = f"agent/{boot_id}"
+        before, known = self._seen.get(key), self._unheard.pop(boot_id, {})
+        self.age(key, renewed)
+        last = before.since if before is not None else self.clock.monotonic()
+        if suspects:
+            self._unheard[boot_id] = {member: known.get(member, last) for member in suspects}
+
+    def age_by(self, boot_id: str, member: int) -> float | None:
+        """Seconds since that agent, which may be gone, spoke for the member; None where it was never seen."""
+        sighting = self._seen.get(f"agent/{boot_id}")
+        if sighting is None:
+            return None
+        now = sighting.asked = self.clock.monotonic()
+        return now - max(self._unheard.get(boot_id, {}).get(member, sighting.since), self._blind_until)
+
+    def witnessed(self, key: str) -> bool:
+        """Whether `key` was seen to change since we can see."""
+        sighting = self._seen.get(key)
+        return sighting is not None and sighting.changed and sighting.since > self._blind_until
 
     def blind(self) -> None:
         """Until now we could not see."""
@@ -51,11 +77,15 @@ class Sightings:
         if len(self._seen) % 256 == 0:
             for key in [k for k, s in self._seen.items() if now - s.asked > FORGET_AFTER]:
                 del self._seen[key]
+                self._unheard.pop(key.removeprefix("agent/"), None)
 
 
 def lease_sighting(lease: Manifest) -> tuple[str, str]:
     """(key, look) of a member's Lease for `Sightings`: it looks new when it was renewed or its report changed."""
     meta = lease["metadata"]
     report = (meta.get("annotations") or {}).get(ANNOTATION_REPORT, "")
-    renewed = (lease.get("spec") or {}).get("renewTime") or ""
-    return f"lease/{meta.get('uid', '')}", f"{renewed}\n{report}"
+    return f"lease/{meta.get('uid', '')}", f"{renewed(lease)}\n{report}"
+
+
+def renewed(lease: Manifest) -> str:
+    return (lease.get("spec") or {}).get("renewTime") or ""

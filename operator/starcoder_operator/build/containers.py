@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from starcoder_operator.api.v1alpha1 import StarCoderRunSpec
 from starcoder_trainer.contract import names
+from starcoder_trainer.contract.heartbeat import Rhythm
 
 from .owner import Manifest, Owner
 from .volumes import SCRATCH, mounts
@@ -51,7 +52,9 @@ class Image:
         return {"image": self.name} | ({"imagePullPolicy": self.pull_policy} if self.pull_policy else {})
 
 
-def agent(owner: Owner, spec: StarCoderRunSpec, image: Image, *, member: int, incarnation: int) -> Manifest:
+def agent(
+    owner: Owner, spec: StarCoderRunSpec, image: Image, *, member: int, incarnation: int, rhythm: Rhythm
+) -> Manifest:
     """For `initContainers`: there with restartPolicy Always it starts before the worker and ends after it."""
     return {
         "name": names.CONTAINER_AGENT,
@@ -60,6 +63,8 @@ def agent(owner: Owner, spec: StarCoderRunSpec, image: Image, *, member: int, in
         "restartPolicy": "Always",
         "env": [
             *_identity(owner, member, incarnation),
+            {"name": names.ENV_HEARTBEAT_SECONDS, "value": f"{rhythm.seconds:g}"},
+            {"name": names.ENV_HEARTBEATS_MISSED, "value": str(rhythm.missed)},
             # An image made for GPUs asks the container runtime for all of the node's; the agent wants none.
             {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"},
         ],

@@ -6,6 +6,7 @@ from starcoder_operator.api.v1alpha1 import StarCoderRunSpec
 from starcoder_operator.domain.members import OWN_TOLERATIONS
 from starcoder_operator.domain.pod_template import ANNOTATION_AVOIDS, ANNOTATION_TEMPLATE, template_digest
 from starcoder_trainer.contract import names
+from starcoder_trainer.contract.heartbeat import USUAL, Rhythm
 
 from . import containers
 from .containers import Image
@@ -36,12 +37,14 @@ def pod(
     incarnation: int,
     avoid_nodes: tuple[str, ...] = (),
     gang: Manifest | None = None,
+    rhythm: Rhythm = USUAL,
 ) -> Manifest:
     """The Pod as it is to be created.
 
     Args:
         avoid_nodes: it is never placed on these.
         gang: what makes it a member of its gang, as a part of a Pod (`Gang.joined`).
+        rhythm: of its agent's heartbeats.
 
     Raises:
         PatchError: `spec.workers.podPatch` can't be applied.
@@ -50,7 +53,7 @@ def pod(
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": owner.metadata(names.pod_name(owner.name, member, incarnation)),
-        "spec": _spec(owner, spec, image, member, incarnation),
+        "spec": _spec(owner, spec, image, member=member, incarnation=incarnation, rhythm=rhythm),
     }
     manifest["metadata"]["annotations"] = {
         "kubectl.kubernetes.io/default-container": names.CONTAINER_WORKER,
@@ -70,9 +73,11 @@ def pod(
     return strategic_merge(strategic_merge(patched, own), gang or {})
 
 
-def _spec(owner: Owner, spec: StarCoderRunSpec, image: Image, member: int, incarnation: int) -> Manifest:
+def _spec(
+    owner: Owner, spec: StarCoderRunSpec, image: Image, *, member: int, incarnation: int, rhythm: Rhythm
+) -> Manifest:
     workers = spec.workers
-    init = [containers.agent(owner, spec, image, member=member, incarnation=incarnation)]
+    init = [containers.agent(owner, spec, image, member=member, incarnation=incarnation, rhythm=rhythm)]
     if workers.scratch.host_path is not None:
         init.insert(0, containers.scratch_owner(image))
     found: Manifest = {

@@ -99,7 +99,7 @@ CAUSES: dict[Cause, Rule] = {
     ),
     Cause.STORAGE: Rule("agent reports Storage: S3 gave up after retries", Charge.NOBODY, Response.RESTART),
     Cause.AGENT_UNRESPONSIVE: Rule(
-        "the Lease is stale while another member's is fresh", Charge.NOBODY, Response.REPLACE, blames_node=True
+        "the agent misses its heartbeats while others are heard", Charge.NOBODY, Response.REPLACE, blames_node=True
     ),
     Cause.FENCED: Rule("HEAD in S3 belongs to a higher attempt", Charge.NOBODY, Response.RESTART),
     Cause.FORMATION_TIMEOUT: Rule(

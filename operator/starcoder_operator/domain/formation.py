@@ -18,6 +18,7 @@ from .elasticity import pool_size
 from .failure import Cause, Failure
 from .layout import layout_of
 from .members import MemberView, all_silent
+from .relay import with_relay
 from .seats import seated, taking_part
 from .sizing import gang_size, regrouped
 from .snapshot import Snapshot, own_assignment
@@ -119,7 +120,7 @@ def held(snapshot: Snapshot, members: tuple[MemberView, ...], attempt: int) -> A
     current, spec = own_assignment(snapshot), snapshot.spec
     places = [Member(p.index) for p in current.members] if current and current.phase != "stop" else []
     size = gang_size(snapshot, members)
-    return Assignment(
+    assignment = Assignment(
         run_uid=snapshot.uid,
         attempt=attempt,
         phase="hold",
@@ -127,6 +128,7 @@ def held(snapshot: Snapshot, members: tuple[MemberView, ...], attempt: int) -> A
         gpus_per_member=spec.workers.gpus_per_worker,
         layout=layout_of(spec, size),
     )
+    return with_relay(assignment, members)
 
 
 def is_complete(snapshot: Snapshot) -> bool:
@@ -154,7 +156,7 @@ def _while_held(
     why = _broken(snapshot, members, current, config_json)
     if why:
         return Hold(held(snapshot, members, next_attempt(snapshot)), why, found)
-    filled = _filled_in(snapshot, members, current)
+    filled = with_relay(_filled_in(snapshot, members, current), members)
     if filled != current or found is not None:
         return Hold(filled, "agents take their places", found)
     waiting = _waits_for(members, current)

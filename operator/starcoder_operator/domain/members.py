@@ -11,13 +11,9 @@ from starcoder_trainer.contract import names
 from starcoder_trainer.contract.report import Report
 
 from .elasticity import pool_size
+from .hearing import USUAL, Limits, suspects
 from .snapshot import ContainerView, LeaseView, NodeView, PodView, Snapshot, own_assignment
 
-HEARTBEAT_STALE = 15.0
-"""Seconds without a renewal of its Lease after which an agent is not counted on."""
-AGENT_HEARD = 6.0
-"""Seconds since its last beat (three are missed then) for which an agent vouches for a node whose kubelet is silent:
-where the API server was away, nodes are Unknown for a moment though nothing happened to them."""
 NODE_INDEX_LAG = 10.0
 """Seconds that a node may be missing from the snapshot after a Pod was seen on it: nodes and Pods are not read at one
 moment, and an autoscaler's node is new."""
@@ -52,10 +48,12 @@ class MemberView:
     pod: PodView | None
     lease: LeaseView | None
     stale: bool
-    """The newest Pod's agent has not renewed its Lease in time."""
+    """The newest Pod's agent was not heard in time."""
     loss: Loss | None
     last_incarnation: int
     """Highest that is known of, -1 for none; the next Pod's is one more."""
+    suspect: bool = False
+    """Other agents hear this one no more."""
 
     @property
     def report(self) -> Report | None:
@@ -94,13 +92,15 @@ class MemberView:
         return next((c for c in self.pod.containers if c.name == name), None) if self.pod else None
 
 
-def members_of(snapshot: Snapshot, stale_after: float = HEARTBEAT_STALE) -> tuple[MemberView, ...]:
+def members_of(snapshot: Snapshot, limits: Limits = USUAL) -> tuple[MemberView, ...]:
     """All members of the run, by index: its pool, and those beyond it that still take part since the run was made
     smaller. Where no agent at all is fresh, none is held to be lost for its silence."""
     pods = newest_pods(snapshot.pods)
+    suspected = suspects(snapshot, limits)
     leases = {lease.member: lease for lease in snapshot.leases}
     views = [
-        _member(snapshot, index, pods.get(index), leases.get(index), stale_after) for index in range(_members(snapshot))
+        _member(snapshot, index, pods.get(index), leases.get(index), suspect=index in suspected, limits=limits)
+        for index in range(_members(snapshot))
     ]
     if not any(v.live for v in views):
         return tuple(views)
@@ -114,7 +114,7 @@ def _members(snapshot: Snapshot) -> int:
 
 
 def all_silent(members: tuple[MemberView, ...]) -> bool:
-    """Agents have reported, and not one of them renews its Lease."""
+    """Agents have reported, and not one of them is heard."""
     said = [m for m in members if m.loss is None and m.report is not None]
     return bool(said) and all(m.stale for m in said)
 
@@ -168,7 +168,7 @@ def _tolerates(toleration: Toleration, key: str) -> bool:
 
 
 def _member(
-    snapshot: Snapshot, index: int, pod: PodView | None, lease: LeaseView | None, stale_after: float
+    snapshot: Snapshot, index: int, pod: PodView | None, lease: LeaseView | None, *, suspect: bool, limits: Limits
 ) -> MemberView:
     report = lease.report if lease else None
     recorded = snapshot.status.incarnations
@@ -186,16 +186,25 @@ def _member(
         pod_name=name,
         pod=pod,
         lease=lease,
-        stale=speaks and lease is not None and lease.age >= stale_after,
+        stale=speaks and lease is not None and _is_stale(lease, suspect, limits),
         loss=_loss(
             snapshot,
             pod,
             name,
             report.node if report and report.incarnation == last else "",
-            heard=speaks and lease is not None and lease.age < AGENT_HEARD,
+            heard=speaks and lease is not None and _is_heard(lease, suspect, limits),
         ),
         last_incarnation=last,
+        suspect=speaks and suspect,
     )
+
+
+def _is_stale(lease: LeaseView, suspect: bool, limits: Limits) -> bool:
+    return lease.age >= limits.stale or (suspect and lease.renewed >= limits.of_suspect(lease))
+
+
+def _is_heard(lease: LeaseView, suspect: bool, limits: Limits) -> bool:
+    return (lease.renewed if suspect else lease.age) < limits.heard
 
 
 def _loss(snapshot: Snapshot, pod: PodView | None, name: str, node_before: str, *, heard: bool) -> Loss | None:
@@ -225,5 +234,5 @@ def _judge_silence(view: MemberView) -> MemberView:
     if view.loss is not None or not view.stale or view.pod is None:
         return view
     age = view.lease.age if view.lease else 0.0
-    message = f"the agent of Pod {view.pod_name} has been silent for {age:.0f} s while others answer"
-    return replace(view, loss=Loss(LossKind.SILENT, view.pod.node, message))
+    how = "misses its heartbeats" if view.suspect else f"has been silent for {age:.0f} s while others answer"
+    return replace(view, loss=Loss(LossKind.SILENT, view.pod.node, f"the agent of Pod {view.pod_name} {how}"))

@@ -32,7 +32,8 @@ from .formation import (
     held,
     next_attempt,
 )
-from .members import HEARTBEAT_STALE, NODE_INDEX_LAG, MemberView, members_of
+from .hearing import USUAL, Limits
+from .members import NODE_INDEX_LAG, MemberView, members_of
 from .placement import Placement, place, unchanged
 from .plan import Action, DeleteGang, DeletePod, EnsureAccess, EnsureLeases, Plan, WriteAssignment
 from .seats import taking_part
@@ -55,6 +56,8 @@ LOOK_AT_SERVER = 30.0
 LOOK_AT_SILENT = 5.0
 LOOK_AT_UNKNOWN = 1.0
 """Seconds between looks at an agent whose node's kubelet is silent."""
+LOOK_AT_SUSPECT = 1.0
+"""Longest time between looks at a suspect that renews its Lease, or at a suspicion that may be an old one."""
 LOOK_AT_AVOIDED = 15.0
 """Seconds between looks at nodes that a waiting Pod avoids."""
 
@@ -71,13 +74,13 @@ class Outcome:
     look_again: float | None = None
 
 
-def plan(snapshot: Snapshot, *, stale_after: float = HEARTBEAT_STALE) -> Plan:
+def plan(snapshot: Snapshot, *, limits: Limits = USUAL) -> Plan:
     """What is to be recorded and done now.
 
     Args:
-        stale_after: seconds without renewal after which an agent is not counted on.
+        limits: how long agents may be silent.
     """
-    members = members_of(snapshot, stale_after)
+    members = members_of(snapshot, limits)
     status = progress.absorbed(snapshot, members)
     wrong = [str(v) for v in (*name_problems(snapshot.name), *problems(snapshot.spec))]
     if status.state in OVER:
@@ -87,7 +90,7 @@ def plan(snapshot: Snapshot, *, stale_after: float = HEARTBEAT_STALE) -> Plan:
     elif snapshot.spec.suspend:
         outcome = _suspended(snapshot, status)
     else:
-        outcome = _wanted(snapshot, status, members, stale_after)
+        outcome = _wanted(snapshot, status, members, limits)
     written = next((a.assignment for a in outcome.actions if isinstance(a, WriteAssignment)), own_assignment(snapshot))
     after = goodput.accounted(snapshot, members, _told(snapshot, outcome), written)
     return Plan(after, (*story.told(snapshot.status, after), *outcome.actions), outcome.look_again)
@@ -131,9 +134,7 @@ def _over(snapshot: Snapshot, status: StarCoderRunStatus) -> Outcome:
     return Outcome(progress.resting(status), status.state, (), actions, wait)
 
 
-def _wanted(
-    snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[MemberView, ...], stale_after: float
-) -> Outcome:
+def _wanted(snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[MemberView, ...], limits: Limits) -> Outcome:
     """A run that is to train."""
     config = training_config(snapshot.name, snapshot.namespace, snapshot.uid, snapshot.spec).to_json()
     decision = _backed_off(snapshot, status, _out_of_patience(snapshot, status, decide(snapshot, members, config)))
@@ -187,7 +188,7 @@ def _wanted(
         _state(snapshot, decision, claims),
         claims,
         (*forgiving, *_in_order(snapshot, placement, _written(snapshot, write, config))),
-        _look_again(snapshot, members, decision, placement, stale_after),
+        _look_again(snapshot, members, decision, placement, limits),
     )
 
 
@@ -352,13 +353,17 @@ def _look_again(
     members: tuple[MemberView, ...],
     decision: Decision,
     placement: Placement,
-    stale_after: float,
+    limits: Limits,
 ) -> float | None:
     """Only what time alone can change needs another look; all else is told by an event."""
     looks: list[float] = [] if placement.look_again is None else [placement.look_again]
     ages = [m.lease.age for m in members if m.live and m.lease is not None]
     if ages:
-        looks.append(max(0.5, stale_after - max(ages) + 0.1))
+        looks.append(max(0.5, limits.stale - max(ages) + 0.1))
+    if any(m.suspect and m.live for m in members):
+        looks.append(_until_judged(members, limits))
+    if any(x.report and x.report.suspects and not x.witnessed and x.age < limits.stale for x in snapshot.leases):
+        looks.append(LOOK_AT_SUSPECT)
     if ages and any(m.live and _is_unknown(snapshot, m.node) for m in members):
         looks.append(LOOK_AT_UNKNOWN)
     if isinstance(decision, Go | Stay) and not (_is_held(snapshot) and isinstance(decision, Stay)):
@@ -380,6 +385,12 @@ def _look_again(
     if unseen and snapshot.nodes:
         looks.append(NODE_INDEX_LAG - max(unseen) + 0.1)
     return min(looks, default=None)
+
+
+def _until_judged(members: tuple[MemberView, ...], limits: Limits) -> float:
+    """Seconds until the first suspect is lost, unless it renews its Lease."""
+    left = [limits.of_suspect(m.lease) - m.lease.renewed for m in members if m.suspect and m.live and m.lease]
+    return min(LOOK_AT_SUSPECT, max(0.1, min(left) + 0.05))
 
 
 def _told(snapshot: Snapshot, outcome: Outcome) -> StarCoderRunStatus:

@@ -77,7 +77,12 @@ class LeaseView:
     report: Report | None
     """None: nothing written yet."""
     age: float
-    """Seconds since this operator saw renewTime or report change; 0 where it has not watched long enough to tell."""
+    """Seconds since the agent was heard of: since this operator saw its Lease renewed, or that of the relay that spoke
+    for it and did not suspect it; 0 where it has not watched long enough to tell."""
+    renewed: float = 0.0
+    """Seconds since this operator saw renewTime or report of this very Lease change."""
+    witnessed: bool = True
+    """It has seen such a change since it can see: what stands there was not written before an outage."""
 
 
 @dataclass(frozen=True)

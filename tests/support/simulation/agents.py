@@ -1,4 +1,4 @@
-"""An agent's process: the shipped supervisor, heartbeat, uploader, committer and ledger, as `agent.main.serve` joins
+"""An agent's process: the shipped supervisor, heartbeats, uploader, committer and ledger, as `agent.main.serve` joins
 them.
 
 Simulated are only its ends: the socket to the fork server, the API, S3, the port it listens on.
@@ -16,12 +16,14 @@ from unittest import mock
 
 from starcoder_operator.adapters.kinds import CONFIG_MAPS, Manifest
 from starcoder_trainer.agent import ledger, preflight, supervisor, upload, verify
-from starcoder_trainer.agent.kube import Heartbeat, LeaseName
+from starcoder_trainer.agent.heartbeats import Heartbeats, Standing
+from starcoder_trainer.agent.kube import LeaseName, LeaseWriter
 from starcoder_trainer.agent.machine import Identity
 from starcoder_trainer.agent.supervisor import Supervisor, Surroundings
 from starcoder_trainer.contract import names
-from starcoder_trainer.contract.assignment import Assignment
+from starcoder_trainer.contract.assignment import Assignment, Endpoint
 from starcoder_trainer.contract.config import TrainingConfig
+from starcoder_trainer.contract.heartbeat import USUAL
 from starcoder_trainer.contract.report import Report
 
 from .clients import AgentClient
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from .machines import Sandbox
     from .world import Simulation
 
-HEARTBEAT = 2.0
 GOODBYE = 2.0
 
 
@@ -60,11 +61,17 @@ class AgentProcess:
             ),
             clock=sim.loop.time,
         )
-        self._heartbeat = Heartbeat(
+        self.heartbeats = Heartbeats(
+            member=box.member, incarnation=box.incarnation, boot_id=boot_id, rhythm=USUAL, now=sim.loop.time()
+        )
+        self._standing = Standing()
+        self._listens = Endpoint(box.machine.address, 7070)
+        self._writer = LeaseWriter(
             AgentClient(sim.api, sim.network, box.name, box.run, lambda: box.machine.reaches_api),  # type: ignore[arg-type]
             LeaseName(box.namespace, names.lease_name(box.run, box.member)),
-            HEARTBEAT,
-            self.supervisor.supersede,
+            USUAL.renewal,
+            renewed=lambda: self.heartbeats.renewed(sim.loop.time()),
+            superseded=self.supervisor.supersede,
         )
         self._stop = asyncio.Event()
         self.process.spawn(self._serve())
@@ -82,7 +89,10 @@ class AgentProcess:
         if not self.process.alive or found is self._seen:
             return
         self._seen = found
-        self.supervisor.assign(*_read(found["data"][names.ASSIGNMENT_KEY], found["data"][names.CONFIG_KEY]))
+        assignment, config = _read(found["data"][names.ASSIGNMENT_KEY], found["data"][names.CONFIG_KEY])
+        if assignment.run_uid == self._box.run_uid:
+            self.heartbeats.assigned(self._sim.loop.time(), assignment)
+        self.supervisor.assign(assignment, config)
 
     def list_assignment(self) -> None:
         """A watch that begins, or begins anew."""
@@ -91,21 +101,37 @@ class AgentProcess:
             if found is not None:
                 self.assignment_changed(found)
 
-    def _report(self, report: Report) -> None:
-        self._heartbeat.report(report)
+    def _report(self, _: Report | None = None) -> None:
+        self._writer.report(self._standing.told(self.supervisor.report, self._listens))
+
+    async def _beat(self) -> None:
+        """In place of `HeartbeatService`: a beat is answered at once or never."""
+        while True:
+            relay = None if self.supervisor.silent else self.heartbeats.target
+            other = self._sim.agent(relay.boot_id) if relay is not None else None
+            now = self._sim.loop.time()
+            if relay is not None and other is not None and self.machine.hears(other.machine):
+                self.heartbeats.answered(now, other.heartbeats.take(now, self.heartbeats.beat(relay)))
+            standing = self.heartbeats.standing(now)
+            if standing != self._standing:
+                self._standing = standing
+                self._report()
+            await asyncio.sleep(USUAL.seconds)
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             supervising = tasks.create_task(self.supervisor.run())
             await asyncio.sleep(0)
             self.list_assignment()
-            others = [tasks.create_task(self._heartbeat.run()), tasks.create_task(self._terminate())]
+            others = [tasks.create_task(each) for each in (self._writer.run(), self._beat(), self._terminate())]
             await asyncio.wait({supervising})
             for task in others:
                 task.cancel()
         if not self.supervisor.silent:
             with contextlib.suppress(Exception):
-                await asyncio.wait_for(self._heartbeat.beat(self.supervisor.report), GOODBYE)
+                await asyncio.wait_for(
+                    self._writer.write(Standing().told(self.supervisor.report, self._listens)), GOODBYE
+                )
         self.process.kill()
         self._box.agent_ended()
 

@@ -87,7 +87,7 @@ class OperatorClient:
 
 
 class AgentClient:
-    """What an agent's `Heartbeat` uses of `CoordinationV1Api`, with the rights of the run's Role."""
+    """What an agent's `LeaseWriter` uses of `CoordinationV1Api`, with the rights of the run's Role."""
 
     def __init__(self, api: ApiServer, network: Network, pod: str, run: str, reached: Callable[[], bool]) -> None:
         self._api, self._network, self._pod, self._run = api, network, pod, run

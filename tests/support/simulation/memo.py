@@ -60,7 +60,7 @@ _pods: dict[Any, Any] = {}
 
 def _pod(owner: Any, spec: Any, image: Any, **options: Any) -> Any:
     """A fresh copy as deep as the callers change it."""
-    key = (owner, _digest(spec), str(spec.scheduling), image, json.dumps(options, sort_keys=True))
+    key = (owner, _digest(spec), str(spec.scheduling), image, json.dumps(options, sort_keys=True, default=str))
     if key not in _pods:
         if len(_pods) > MOST:
             _pods.clear()

@@ -19,6 +19,7 @@ from starcoder_operator.adapters.memory import Memory
 from starcoder_operator.adapters.metrics import Metrics
 from starcoder_operator.adapters.nodes import NodeCache, RunKey
 from starcoder_operator.adapters.sightings import Sightings
+from starcoder_operator.domain.hearing import Limits
 from starcoder_operator.handlers import Edge
 from starcoder_operator.leader import Election, Elector, LeadershipLost
 from starcoder_operator.observe import Observer
@@ -86,7 +87,7 @@ class OperatorProcess:
             ),
             memory=self._memory,
             metrics=_metrics(),
-            heartbeat_stale=SETTINGS.heartbeat_stale,
+            limits=Limits.of(SETTINGS.rhythm, SETTINGS.heartbeat_stale),
         )
         self._queue: WorkQueue[RunKey] = WorkQueue(
             self._pass, workers=2, on_failure=self._failed, chance=sim.network.rng.random

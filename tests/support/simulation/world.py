@@ -310,6 +310,10 @@ class Simulation:
     def _agents(self) -> list[AgentProcess]:
         return [b.agent for m in self.machines.values() for b in m.sandboxes.values() if b.agent is not None]
 
+    def agent(self, boot_id: str) -> AgentProcess | None:
+        """That runs."""
+        return next((a for a in self._agents() if a.boot_id == boot_id), None)
+
     # What is so
 
     @property

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ import aiohttp
 from kubernetes.aio import client, watch
 from kubernetes.aio.client.exceptions import ApiException
 
+from starcoder_trainer.agent.heartbeats import is_news, is_relayed
 from starcoder_trainer.contract import names
 from starcoder_trainer.contract.assignment import Assignment
 from starcoder_trainer.contract.codec import ContractError
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 WATCH_SECONDS = 60
 """A watch whose connection died without a word is begun anew after this."""
 REQUEST_SECONDS = 5.0
+LEASE_SECONDS = 3.0
+"""For a Lease. After an outage the operator waits for one renewal that times out, the pause after it and the next one
+(`Limits.heard`)."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 10.0
 NOT_FOUND, CONFLICT = 404, 409
 
@@ -88,52 +92,65 @@ class LaterIncarnation(Exception):
     """The Lease carries the answer of a later Pod of the same member."""
 
 
-class Heartbeat:
-    """Renews the member's Lease every `seconds`, and at once when more than progress changed."""
+class LeaseWriter:
+    """Writes the member's report into its Lease: at once when more than progress changed, and every `seconds` while no
+    relay speaks for this agent.
+
+    Args:
+        renewed: called when the API server has taken the Lease.
+        superseded: called when a later Pod of this member has answered.
+    """
 
     def __init__(
         self,
         api: client.CoordinationV1Api,
         lease: LeaseName,
         seconds: float,
+        *,
+        renewed: Callable[[], None],
         superseded: Callable[[], None],
     ) -> None:
         self._api = api
         self._lease = lease
         self._seconds = seconds
+        self._renewed = renewed
         self._superseded = superseded
         self._report: Report | None = None
+        self._written: Report | None = None
         self._version: str | None = None
         """resourceVersion last written or read: writing on top of anything else conflicts, so it is read first."""
         self._urgent = asyncio.Event()
 
     def report(self, report: Report) -> None:
         before, self._report = self._report, report
-        if before is None or replace(before, progress=None) != replace(report, progress=None):
+        if before is None or is_news(before, report):
             self._urgent.set()
 
     async def run(self) -> None:
         """Until cancelled, or until a later Pod of this member answers."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._urgent.wait(), self._seconds)
+                await asyncio.wait_for(self._urgent.wait(), None if self._is_quiet() else self._seconds)
             self._urgent.clear()
             if self._report is None:
                 continue
             try:
-                await self.beat(self._report)
+                await self.write(self._report)
             except LaterIncarnation as e:
                 log.warning("%s; keeping still", e)
                 self._superseded()
                 return
             except UNREACHABLE as e:
-                self._version = None
+                self._version = self._written = None
                 log.warning("lease %s: %s; trying again", self._lease.name, _short(e))
                 # Waits the usual time even where a change is urgent, so that a broken API server is not pressed.
                 await asyncio.sleep(self._seconds)
                 self._urgent.set()
 
-    async def beat(self, report: Report) -> None:
+    def _is_quiet(self) -> bool:
+        return self._report is not None and self._written is not None and is_relayed(self._written, self._report)
+
+    async def write(self, report: Report) -> None:
         """Writes the report.
 
         Raises:
@@ -147,10 +164,12 @@ class Heartbeat:
             if e.status != CONFLICT:
                 raise
             self._version = await self._write(report, await self._read(report))
+        self._written = report
+        self._renewed()
 
     async def _read(self, report: Report) -> str:
         lease = await self._api.read_namespaced_lease(
-            self._lease.name, self._lease.namespace, _request_timeout=REQUEST_SECONDS
+            self._lease.name, self._lease.namespace, _request_timeout=LEASE_SECONDS
         )
         text = (lease.metadata.annotations or {}).get(names.ANNOTATION_REPORT)
         if text:
@@ -178,7 +197,7 @@ class Heartbeat:
                 "spec": {"holderIdentity": report.boot_id, "renewTime": now},
             },
             _content_type="application/merge-patch+json",
-            _request_timeout=REQUEST_SECONDS,
+            _request_timeout=LEASE_SECONDS,
         )
         return str(lease.metadata.resource_version)
 

@@ -7,31 +7,36 @@ import logging
 import os
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from kubernetes.aio import client
 from kubernetes.aio import config as kubernetes_config
 
-from starcoder_trainer.agent.kube import Heartbeat, LeaseName, watch_assignment
+from starcoder_trainer.agent.heartbeat_tcp import HeartbeatService
+from starcoder_trainer.agent.heartbeats import Heartbeats, Standing
+from starcoder_trainer.agent.kube import LeaseName, LeaseWriter, watch_assignment
 from starcoder_trainer.agent.logs import log_json
 from starcoder_trainer.agent.machine import GRACE_SECONDS, Identity
 from starcoder_trainer.agent.metrics import Metrics
 from starcoder_trainer.agent.preflight import CheckData
 from starcoder_trainer.agent.supervisor import Supervisor, Surroundings
 from starcoder_trainer.contract import names
+from starcoder_trainer.contract.assignment import Assignment
 from starcoder_trainer.contract.config import StorageConfig
+from starcoder_trainer.contract.heartbeat import Rhythm
 from starcoder_trainer.contract.report import Report
 from starcoder_trainer.storage.open import open_store
 from starcoder_trainer.storage.store import ObjectStore
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_SECONDS = 2.0
-ENV_HEARTBEAT = "STARCODER_HEARTBEAT_SECONDS"
+GOODBYE_SECONDS = 2.0
 
 
 class BadEnvironment(Exception):
@@ -48,8 +53,8 @@ class Settings:
     pod: str
     pod_ip: str
     node: str
-    heartbeat_seconds: float
     grace_seconds: float
+    rhythm: Rhythm
     worker_socket: Path = Path(names.WORKER_SOCKET)
     scratch: str = names.SCRATCH_DIR
     credentials_dir: Path = Path(names.CREDENTIALS_DIR)
@@ -80,7 +85,10 @@ class Settings:
             grace_seconds=number(
                 names.ENV_GRACE_SECONDS, float, env.get(names.ENV_GRACE_SECONDS) or str(GRACE_SECONDS)
             ),
-            heartbeat_seconds=number(ENV_HEARTBEAT, float, env.get(ENV_HEARTBEAT) or str(HEARTBEAT_SECONDS)),
+            rhythm=Rhythm(
+                number(names.ENV_HEARTBEAT_SECONDS, float, env.get(names.ENV_HEARTBEAT_SECONDS) or str(Rhythm.seconds)),
+                number(names.ENV_HEARTBEATS_MISSED, int, env.get(names.ENV_HEARTBEATS_MISSED) or str(Rhythm.missed)),
+            ),
         )
 
 
@@ -107,14 +115,35 @@ async def serve(settings: Settings, api_client: client.ApiClient, check_data: Ch
     log_json(context)
     metrics = Metrics(settings.run, build_version())
     lease = LeaseName(settings.namespace, names.lease_name(settings.run, settings.member))
+    said, rhythm = Standing(), settings.rhythm
 
-    def publish(report: Report) -> None:
+    def publish(_: object = None) -> None:
+        report = supervisor.report
         context.update(attempt=report.attempt, iteration=report.progress.iteration if report.progress else 0)
-        heartbeat.report(report)
+        writer.report(said.told(report, listens))
+
+    def stand(standing: Standing) -> None:
+        nonlocal said
+        said = standing
+        publish()
+
+    def assign(assignment: Assignment, config: dict[str, Any]) -> None:
+        if assignment.run_uid == settings.run_uid:
+            heartbeats.assigned(assignment)
+        supervisor.assign(assignment, config)
+
+    def supersede() -> None:
+        heartbeats.cease()
+        supervisor.supersede()
 
     def open_here(uri: str, storage: StorageConfig) -> ObjectStore:
         return open_store(uri, storage, settings.credentials_dir)
 
+    hearing = Heartbeats(
+        member=settings.member, incarnation=me.incarnation, boot_id=me.boot_id, rhythm=rhythm, now=time.monotonic()
+    )
+    heartbeats = HeartbeatService(hearing, address=me.address, rhythm=rhythm, changed=stand, metrics=metrics)
+    listens = await heartbeats.listen()
     supervisor = Supervisor(
         me,
         Surroundings(
@@ -126,7 +155,9 @@ async def serve(settings: Settings, api_client: client.ApiClient, check_data: Ch
             metrics=metrics,
         ),
     )
-    heartbeat = Heartbeat(client.CoordinationV1Api(api_client), lease, settings.heartbeat_seconds, supervisor.supersede)
+    writer = LeaseWriter(
+        client.CoordinationV1Api(api_client), lease, rhythm.renewal, renewed=heartbeats.renewed, superseded=supersede
+    )
     stop_metrics = metrics.serve(settings.metrics_port)
     log.info("agent of Pod %s on node %s, boot id %s", settings.pod, settings.node, me.boot_id)
     try:
@@ -136,15 +167,16 @@ async def serve(settings: Settings, api_client: client.ApiClient, check_data: Ch
             await asyncio.sleep(0)  # its loop takes events from here on
             core = client.CoreV1Api(api_client)
             others = [
-                tasks.create_task(watch_assignment(core, settings.namespace, settings.run, supervisor.assign)),
-                tasks.create_task(heartbeat.run()),
+                tasks.create_task(watch_assignment(core, settings.namespace, settings.run, assign)),
+                tasks.create_task(writer.run()),
+                tasks.create_task(heartbeats.run()),
                 tasks.create_task(_terminate_at(stop, supervisor)),
             ]
             await asyncio.wait({supervising})
             for task in others:
                 task.cancel()
         if not supervisor.silent:
-            await _say_goodbye(heartbeat, supervisor.report)
+            await _say_goodbye(writer, Standing().told(supervisor.report, listens))
     finally:
         stop_metrics()
 
@@ -154,10 +186,10 @@ async def _terminate_at(stop: asyncio.Event, supervisor: Supervisor) -> None:
     supervisor.terminate()
 
 
-async def _say_goodbye(heartbeat: Heartbeat, report: Report) -> None:
+async def _say_goodbye(writer: LeaseWriter, report: Report) -> None:
     """The last state, so that the operator need not wait for silence."""
     try:
-        await asyncio.wait_for(heartbeat.beat(report), HEARTBEAT_SECONDS)
+        await asyncio.wait_for(writer.write(report), GOODBYE_SECONDS)
     except Exception as e:
         log.warning("last report not delivered: %s", e)
 

@@ -9,6 +9,7 @@ from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info, start_http_server
 
+from starcoder_trainer.agent.heartbeats import Standing
 from starcoder_trainer.contract.report import Report, State
 from starcoder_trainer.contract.worker import Saved, Started, Step
 
@@ -51,6 +52,9 @@ class Metrics:
         self._upload_seconds = gauge("checkpoint_upload_seconds", "Uploading this Pod's shard of the newest step.")
         self._uploaded = counter("checkpoint_uploaded_bytes", "Bytes of checkpoints uploaded by this Pod.")
         self._verified = gauge("checkpoint_verified_iteration", "Newest iteration in HEAD, on the leader.")
+        self._suspects = gauge("heartbeat_suspects", "Members that missed several heartbeats in a row.")
+        self._silence = gauge("heartbeat_silence_seconds", "Since the quietest that this agent listens to was heard.")
+        self._relayed = gauge("heartbeat_relayed", "1 while a relay speaks for this agent.")
         self._known: set[Gauge] = set()
         self._saves: tuple[int, dict[int, Saved]] = (-1, {})
 
@@ -94,6 +98,13 @@ class Metrics:
             self._state.labels(state).set(state == report.state)
         if report.verified:
             self._set(self._verified, report.verified.checkpoint.step)
+
+    def stands(self, standing: Standing) -> None:
+        self._set(self._suspects, len(standing.suspects))
+        self._set(self._relayed, bool(standing.relayed_by))
+
+    def heard(self, longest_silence: float) -> None:
+        self._set(self._silence, longest_silence)
 
     def serve(self, port: int, address: str = "") -> Callable[[], None]:
         """Serves from a thread; returns what stops it. Raises OSError where the port is taken."""

@@ -59,6 +59,21 @@ class Offer:
 
 
 @dataclass(frozen=True)
+class Endpoint:
+    address: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Relay:
+    """The agent that all others beat to instead of renewing their Leases: the leader's as soon as it answers."""
+
+    member: int
+    boot_id: str
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True)
 class Assignment(Document):
     run_uid: str
     attempt: int
@@ -68,6 +83,8 @@ class Assignment(Document):
     layout: Layout
     offer: Offer | None = None
     """In phases `run` and `drain`, copied from the leader's report of the same attempt."""
+    relay: Relay | None = None
+    """None: every agent renews its own Lease."""
 
     @property
     def leader(self) -> Member:

@@ -43,6 +43,9 @@ ENV_NODE = "STARCODER_NODE"
 # Environment of the agent.
 ENV_GRACE_SECONDS = "STARCODER_GRACE_SECONDS"
 """The Pod's terminationGracePeriodSeconds: how long it may take to leave."""
+ENV_HEARTBEAT_SECONDS = "STARCODER_HEARTBEAT_SECONDS"
+ENV_HEARTBEATS_MISSED = "STARCODER_HEARTBEATS_MISSED"
+"""The `Rhythm` of heartbeats, the same in all Pods of a run."""
 
 # Environment of a local run's fork server only.
 ENV_WORKER_SOCKET = "STARCODER_WORKER_SOCKET"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .assignment import CheckpointRef, Offer
+from .assignment import CheckpointRef, Endpoint, Offer
 from .codec import Document
 
 State = Literal["idle", "starting", "training", "draining", "left", "failed", "done"]
@@ -129,3 +129,10 @@ class Report(Document):
     problem: Problem | None = None
     fenced_by: int | None = None
     """HEAD belongs to this higher attempt; the operator must go beyond it."""
+    listens: Endpoint | None = None
+    """Where this agent takes heartbeats."""
+    relayed_by: str = ""
+    """Boot id of the relay that hears this agent: as long as that one renews its Lease and does not suspect this
+    member, this Lease is not renewed. Empty: it is."""
+    suspects: tuple[int, ...] = ()
+    """Members that missed several beats in a row: on the relay those it hears no more, elsewhere the relay itself."""

@@ -1,0 +1,189 @@
+"""Heartbeats in the planner's scenarios: who is found lost, how soon, and what it costs the API server."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from starcoder_operator.domain.hearing import USUAL, Limits
+from starcoder_operator.domain.members import LossKind, members_of
+from starcoder_operator.domain.planner import LOOK_AT_SUSPECT, plan
+from starcoder_operator.domain.snapshot import Snapshot
+from starcoder_trainer.contract.heartbeat import Rhythm
+from tests.support.scenarios import Scenario, make_run
+
+SOON = 5.0
+"""Seconds: three beats, rounds of a second on both sides, and a pass."""
+
+
+def training(workers: int, **changes: object) -> Scenario:
+    """All but the relay rest."""
+    return make_run().workers(workers).with_spec(training__iterations=10_000, **changes).training().until_quiet(5)
+
+
+def relay_of(run: Scenario) -> int | None:
+    assert run.cluster.assignment is not None
+    relay = run.cluster.assignment.assignment.relay
+    return relay.member if relay else None
+
+
+def places(run: Scenario) -> list[bool]:
+    assert run.cluster.assignment is not None
+    return [bool(m.boot_id) for m in run.cluster.assignment.assignment.members]
+
+
+@pytest.mark.parametrize("member", [0, 1, 2])
+def test_a_lost_node_is_noticed_by_three_missed_beats_before_the_control_plane_says_anything(member: int) -> None:
+    run = training(3)
+    died = run.cluster.world.now
+    run.node_dies(run.pod(member).view.node, noticed=False).until(lambda s: s.attempt == 2)
+    assert run.cluster.world.now - died <= SOON
+    assert run.status.last_failure is not None
+    assert run.status.last_failure.cause == "AgentUnresponsive"
+    assert f"the agent of Pod a-w{member}-0 misses its heartbeats" in run.status.last_failure.message
+
+
+def test_two_beats_missed_end_no_attempt() -> None:
+    run = training(3)
+    node = run.pod(1).view.node
+    run.cluster.down.add(node)
+    run.round().round()
+    run.cluster.down.discard(node)
+    run.until_quiet(30)
+    assert (run.status.attempt, run.status.restarts.total) == (1, 0)
+
+
+@pytest.mark.parametrize("cut", [0, 2])
+def test_who_loses_its_way_to_the_relay_and_renews_its_lease_is_not_lost(cut: int) -> None:
+    run = training(3)
+    run.cluster.cut_off = {cut}
+    run.until_quiet(60)
+    assert [bool(x.report and x.report.suspects) for x in run.cluster.leases.values()] == [True, cut == 0, True]
+    assert (run.status.attempt, run.status.restarts.total, run.status.state) == (1, 0, "Running")
+    run.cluster.cut_off = set()
+    run.until_quiet(10)
+    assert not any(x.report and x.report.suspects for x in run.cluster.leases.values())
+
+
+@pytest.mark.parametrize("workers", [2, 16])
+def test_the_leases_of_all_but_the_relay_rest_while_the_gang_trains(workers: int) -> None:
+    run = training(workers)
+    before = {i: lease.writes for i, lease in run.cluster.leases.items()}
+    run.until_quiet(60)
+    written = {i: lease.writes - before[i] for i, lease in run.cluster.leases.items()}
+    assert written.pop(0) > 0
+    assert set(written.values()) == {0}
+
+
+def test_leases_rest_while_a_gang_waits_for_a_node_and_a_second_loss_is_noticed_as_soon() -> None:
+    run = training(3)
+    run.node_dies(run.pod(1).view.node).until_quiet(10)
+    assert (run.phase, relay_of(run)) == ("hold", 0)
+    before = run.cluster.leases[2].writes
+    run.until_quiet(60)
+    assert run.cluster.leases[2].writes == before
+    assert places(run) == [True, False, True]
+    run.node_dies(run.pod(2).view.node, noticed=False)
+    for _ in range(round(SOON)):
+        run.round()
+    assert places(run) == [True, False, False]
+
+
+def test_where_the_leader_has_no_node_another_takes_the_beats_until_it_is_back() -> None:
+    run = training(3)
+    node = run.pod(0).view.node
+    run.node_dies(node).until_quiet(10)
+    assert (run.phase, relay_of(run)) == ("hold", 1)
+    before = run.cluster.leases[2].writes
+    run.until_quiet(60)
+    assert run.cluster.leases[2].writes == before
+    run.node_returns(node).training()
+    assert relay_of(run) == 0
+
+
+def test_agents_that_take_no_heartbeats_renew_their_leases_as_ever() -> None:
+    run = make_run().workers(3).with_spec(training__iterations=10_000).without_relay().training()
+    assert relay_of(run) is None
+    before = run.cluster.leases[2].writes
+    run.until_quiet(30)
+    assert run.cluster.leases[2].writes - before >= 30
+    run.node_dies(run.pod(2).view.node, noticed=False).until(lambda s: s.attempt == 2)
+    assert run.status.state == "Recovering"
+
+
+def suspected(member: int = 1) -> Snapshot:
+    """The relay suspects the member, which has said nothing for a minute."""
+    seen = training(3).snapshot
+    relay = seen.leases[0]
+    assert relay.report is not None
+    return replace(seen, leases=tuple(
+        replace(x, report=replace(relay.report, suspects=(member,))) if x.member == 0
+        else replace(x, age=60.0, renewed=60.0) if x.member == member else x
+        for x in seen.leases
+    ))  # fmt: skip
+
+
+def changed(seen: Snapshot, member: int, **fields: object) -> Snapshot:
+    leases = (replace(x, **fields) if x.member == member else x for x in seen.leases)  # type: ignore[arg-type]
+    return replace(seen, leases=tuple(leases))
+
+
+def losses(seen: Snapshot, limits: Limits = USUAL) -> list[LossKind | None]:
+    return [m.loss.kind if m.loss else None for m in members_of(seen, limits)]
+
+
+def test_a_suspect_that_has_not_renewed_its_lease_is_lost_at_once() -> None:
+    assert losses(suspected()) == [None, LossKind.SILENT, None]
+
+
+def test_a_suspect_is_looked_at_when_its_last_renewal_is_as_old_as_three_beats() -> None:
+    seen = changed(suspected(), 1, age=2.5, renewed=2.5)
+    assert losses(seen) == [None, None, None]
+    assert plan(seen).look_again == pytest.approx(0.55)
+    assert losses(changed(seen, 1, age=3.0, renewed=3.0)) == [None, LossKind.SILENT, None]
+
+
+@pytest.mark.parametrize("fields", [{"witnessed": False}, {"age": USUAL.heard, "renewed": USUAL.heard}])
+def test_a_suspicion_of_before_an_outage_or_of_one_that_is_not_heard_itself_counts_for_nothing(
+    fields: dict[str, object],
+) -> None:
+    seen = changed(changed(suspected(), 1, age=1.0), 0, **fields)
+    assert losses(seen) == [None, None, None]
+
+
+def test_a_suspicion_that_may_be_old_is_looked_at_again_soon() -> None:
+    again = plan(changed(changed(suspected(), 1, age=1.0), 0, witnessed=False)).look_again
+    assert again is not None
+    assert again <= LOOK_AT_SUSPECT
+
+
+def test_after_an_outage_a_suspect_has_a_longer_grace() -> None:
+    seen = changed(suspected(), 1, witnessed=False, age=4.0, renewed=4.0)
+    assert losses(seen) == [None, None, None]
+    assert losses(changed(seen, 1, renewed=USUAL.heard)) == [None, LossKind.SILENT, None]
+
+
+def test_one_that_is_no_relay_is_not_believed_about_others() -> None:
+    seen = suspected()
+    reports = {x.member: x.report for x in seen.leases}
+    assert reports[0] is not None
+    assert reports[2] is not None
+    seen = changed(seen, 0, report=replace(reports[0], suspects=()))
+    seen = changed(seen, 2, report=replace(reports[2], suspects=(1,)))
+    assert losses(changed(seen, 1, age=1.0)) == [None, None, None]
+
+
+def test_the_suspicions_of_a_relay_of_before_count_for_nothing() -> None:
+    seen = changed(suspected(), 1, age=1.0)
+    assert seen.assignment is not None
+    relay = seen.assignment.assignment.relay
+    assert relay is not None
+    other = replace(seen.assignment.assignment, relay=replace(relay, boot_id="another"))
+    assert losses(replace(seen, assignment=replace(seen.assignment, assignment=other))) == [None, None, None]
+
+
+def test_limits_follow_the_rhythm_of_the_beats() -> None:
+    limits = Limits.of(Rhythm(seconds=0.5, missed=4), 20.0)
+    assert limits == Limits(stale=20.0, suspected=2.0, heard=4.0)
+    assert Limits.of(Rhythm(), USUAL.stale) == USUAL
