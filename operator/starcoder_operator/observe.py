@@ -148,10 +148,11 @@ class Observer:
         meta = pod["metadata"]
         age = self._sightings.age(f"pod/{meta['uid']}")
         try:
-            return pod_view(pod, gang, age)
+            view = pod_view(pod, gang, age)
         except (KeyError, ValueError):
             _warn_once(memory, meta["uid"], f"Pod {meta['name']} lacks the labels of a member: left alone")
             return None
+        return replace(view, deleting_for=self._sightings.age(f"pod/{meta['uid']}/deleting")) if view.deleting else view
 
     def _lease(self, lease: Manifest, memory: RunMemory) -> LeaseView | None:
         meta = lease["metadata"]
@@ -333,6 +334,7 @@ def pod_view(pod: Manifest, gang: Gang, age: float) -> PodView:
             for c in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
         ),
         age=age,
+        grace=float(meta.get("deletionGracePeriodSeconds") or 0),
         priority_class=spec.get("priorityClassName", ""),
         avoided_nodes=tuple(n for n in annotations.get(ANNOTATION_AVOIDS, "").split(",") if n),
         template=annotations.get(ANNOTATION_TEMPLATE, ""),

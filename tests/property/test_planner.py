@@ -44,6 +44,7 @@ class Planner(RuleBasedStateMachine):
                 "growBack": {"interval": "20s"},
                 **({"minReplicas": min(least, replicas)} if least else {}),
             },
+            workers__terminationGracePeriodSeconds=30,
         ).spec
         self.cluster = SimulatedCluster(spec, nodes=replicas + 1)
         self.cluster.pullable = {"", "good"}
@@ -158,9 +159,16 @@ class Planner(RuleBasedStateMachine):
         self.cluster.node_returns(node)
 
     @precondition(lambda self: self.cluster.pods)
-    @rule(data=st.data())
-    def somebody_deletes_a_pod(self, data):
-        self.cluster.delete_pod(data.draw(st.sampled_from(sorted(self.cluster.pods))))
+    @rule(data=st.data(), grace=st.sampled_from([30, 30, 2, 0]))
+    def somebody_deletes_a_pod(self, data, grace):
+        self.cluster.delete_pod(data.draw(st.sampled_from(sorted(self.cluster.pods))), grace)
+
+    @precondition(lambda self: self.running_pods())
+    @rule(data=st.data(), what=st.sampled_from(["workers", "upload"]))
+    def nothing_in_a_pod_comes_to_an_end_while_it_is_deleted(self, data, what):
+        name = data.draw(st.sampled_from(self.running_pods()))
+        self.cluster.delete_pod(name, 30)
+        self.cluster.pods[name].agent.holds_up.add(what)
 
     @precondition(lambda self: self.running_pods())
     @rule(data=st.data())

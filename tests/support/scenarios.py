@@ -144,6 +144,20 @@ class Scenario:
         self.cluster.nodes[node] = replace(self.cluster.nodes[node], unschedulable=True)
         return self
 
+    def evicted(self, member: int, why: str = "EvictionByEvictionAPI") -> Self:
+        """As `kubectl drain` and the scheduler's preemption do it."""
+        self.cluster.delete_pod(self.pod(member).view.name, disruption=why)
+        return self
+
+    def deleted(self, member: int, grace: float | None = None) -> Self:
+        self.cluster.delete_pod(self.pod(member).view.name, grace)
+        return self
+
+    def holds_up(self, member: int, what: str) -> Self:
+        """`workers` of that member come to the end of no iteration; its `upload` never ends."""
+        self.pod(member).agent.holds_up.add(what)
+        return self
+
     def hindered(self, reason: str, message: str = "no such thing; mend it") -> Self:
         self.cluster.world.store.problem = Problem(reason, message)  # type: ignore[arg-type]
         return self

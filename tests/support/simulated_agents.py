@@ -47,6 +47,20 @@ class Group:
     started: dict[int, set[int]] = field(default_factory=dict)
     broken: set[int] = field(default_factory=set)
     """Attempts that lost a worker: the others notice at their next step."""
+    reached: dict[int, dict[int, int]] = field(default_factory=dict)
+    """Attempt -> member -> iterations done."""
+    asked: set[int] = field(default_factory=set)
+    """Attempts of which a member was asked to leave: the flag that the ranks reduce."""
+    leaves_at: dict[int, int] = field(default_factory=dict)
+    """Attempt -> iteration after which all leave."""
+
+    stuck: set[int] = field(default_factory=set)
+    """Attempts of which a member's workers come to the end of no iteration, and so nobody's."""
+
+    def leave_at(self, attempt: int) -> int | None:
+        if attempt in self.asked and attempt not in self.leaves_at:
+            self.leaves_at[attempt] = max(self.reached.get(attempt, {}).values(), default=0)
+        return self.leaves_at.get(attempt)
 
 
 class Agent:
@@ -73,6 +87,9 @@ class Agent:
         self.iteration = 0
         self.data_seconds = self.checkpoint_seconds = 0.0
         self.quit = self.exited = False
+        self.told_to_end = False
+        self.holds_up: set[str] = set()
+        """What hangs in this Pod: `workers` come to the end of no iteration, `upload` never ends."""
         self.pending: list[m.Event] = []
         self.preparing: int | None = None
         self.iterations = 0
@@ -91,7 +108,7 @@ class Agent:
             self._carry_out(action)
 
     def look(self, assignment: Assignment | None, config_json: str) -> None:
-        """One round of everything: the assignment is read, workers work, the store answers."""
+        """One round of everything: the assignment is read where the API answers, workers work, the store answers."""
         if self.exited:
             return
         now = self.world.now
@@ -108,8 +125,9 @@ class Agent:
             self.tell(event)
         if self.preparing is not None:
             self._prepare(self.preparing)
-        if self.running is not None and assignment is not None:
-            self._work(self.running, len(assignment.members), assignment.gpus_per_member)
+        if self.running is not None and self.read is not None:
+            known, _ = self.read
+            self._work(self.running, len(known.members), known.gpus_per_member)
 
     def crash(self, cause: Cause = "Crash", message: str = "worker raised", fingerprint: str = "") -> bool:
         """A worker of this Pod ends; whether there was one."""
@@ -140,11 +158,16 @@ class Agent:
             case m.StopWorkers():
                 self._end_workers()
                 self.pending.append(m.WorkersStopped(now))
+            case m.LeaveWorkers(attempt):
+                assert self.running == attempt
+                self.world.group.asked.add(attempt)
             case m.QuitWorkers():
                 self._end_workers()
                 self.quit, self.connected = True, False
             case m.Prepare(attempt):
                 self.preparing = attempt
+            case m.Upload() if "upload" in self.holds_up:
+                pass
             case m.Upload(attempt, step):
                 self.pending.append(m.ShardUploaded(now, attempt, step))
             case m.Commit(attempt, step):
@@ -193,7 +216,16 @@ class Agent:
             for rank in ranks:
                 self.tell(m.WorkerStarted(now, Started(attempt, rank, self.iteration, "", self.world.loading)))
             return
+        if "workers" in self.holds_up:
+            group.stuck.add(attempt)
+        if attempt in group.stuck:
+            return
+        at = group.leave_at(attempt)
+        if at is not None and self.iteration >= at:
+            self._leave(attempt, ranks, at)
+            return
         self.iteration = min(self.iteration + STEP, self.iterations)
+        group.reached.setdefault(attempt, {})[self.member] = self.iteration
         tokens = self.iteration * 100
         self.data_seconds += self.world.data_wait
         self.checkpoint_seconds += self.world.checkpoint_stall
@@ -203,12 +235,31 @@ class Agent:
         )  # fmt: skip
         self.tell(m.WorkerStepped(now, step))
         if self.iteration % SAVE_EVERY == 0 or self.iteration == self.iterations:
-            for rank in ranks:
-                self.tell(m.WorkerSaved(now, Saved(attempt, rank, self.iteration, "/x", 0.1, 1)))
+            self._save(attempt, ranks)
         if self.iteration == self.iterations:
             self.running = None
             for rank in ranks:
                 self.tell(m.WorkerExited(now, Exited(attempt, rank, 0, None)))
+
+    def _save(self, attempt: int, ranks: list[int]) -> None:
+        for rank in ranks:
+            self.tell(m.WorkerSaved(self.world.now, Saved(attempt, rank, self.iteration, "/x", 0.1, 1)))
+
+    def _leave(self, attempt: int, ranks: list[int], at: int) -> None:
+        assert self.iteration == at, f"member {self.member} leaves after iteration {self.iteration}, others after {at}"
+        if at % SAVE_EVERY:
+            self._save(attempt, ranks)
+        self.running = None
+        for rank in ranks:
+            self.tell(m.WorkerExited(self.world.now, Exited(attempt, rank, 0, None, at)))
+
+    def terminate(self) -> None:
+        """As the kubelet does it: the worker container is told first, the agent when that has ended."""
+        if not self.told_to_end:
+            self.told_to_end = True
+            self.tell(m.WorkersTerminated(self.world.now))
+        if self.running is None:
+            self.tell(m.Terminated(self.world.now))
 
 
 @functools.lru_cache

@@ -58,6 +58,7 @@ class Pod:
     view: PodView
     created: float
     image: str
+    deleted: float = 0.0
     agent: Agent | None = None
     worker: ContainerView = field(default_factory=lambda: ContainerView(names.CONTAINER_WORKER, True, 0))
 
@@ -130,7 +131,13 @@ class SimulatedCluster:
             spec=self.spec,
             status=self.status,
             pods=tuple(
-                replace(p.view, containers=self._containers(p), age=now - p.created) for p in self.pods.values()
+                replace(
+                    p.view,
+                    containers=self._containers(p),
+                    age=now - p.created,
+                    deleting_for=now - p.deleted if p.view.deleting else 0.0,
+                )
+                for p in self.pods.values()
             ),
             leases=tuple(
                 LeaseView(i, names.lease_name(self.name, i), "1", lease.report, self._age(i), now - lease.renewed)
@@ -382,9 +389,12 @@ class SimulatedCluster:
         if not self.up(view.node):
             return
         if view.deleting:
-            if pod.agent is not None:
-                pod.agent.tell(m.Terminated(self.world.now))
-                self._kill(pod)
+            if pod.agent is not None and self.world.now - pod.deleted < view.grace:
+                pod.agent.terminate()
+                if not pod.agent.exited:
+                    return
+                self._renew(pod.agent)  # its last words
+            self._kill(pod)
             del self.pods[view.name]
             return
         if view.phase == "Pending" and self._can_pull(pod):
@@ -402,9 +412,9 @@ class SimulatedCluster:
         )  # fmt: skip
 
     def _agent(self, pod: Pod) -> None:
-        if pod.agent is None or not self.up(pod.view.node) or not self.api_reaches_agents:
+        if pod.agent is None or not self.up(pod.view.node):
             return
-        written = self.assignment
+        written = self.assignment if self.api_reaches_agents else None
         pod.agent.look(written.assignment if written else None, written.config_json if written else "")
         self._renew(pod.agent)
         if pod.agent.quit:
@@ -414,7 +424,7 @@ class SimulatedCluster:
     def _renew(self, agent: Agent) -> None:
         """As LeaseWriter does."""
         lease, report, now = self.leases.get(agent.member), agent.report, self.world.now
-        if lease is None or agent.machine.silent:
+        if lease is None or not self.api_reaches_agents or agent.machine.silent:
             return
         if agent.written is not None and is_relayed(agent.written, report) and not is_news(agent.written, report):
             return
@@ -454,12 +464,21 @@ class SimulatedCluster:
         self.generation += 1
         self.version += 1
 
-    def delete_pod(self, name: str) -> None:
+    def delete_pod(self, name: str, grace: float | None = None, disruption: str = "") -> None:
+        """Grace 0 is by force: the object is gone at once, and the processes soon after."""
         pod = self.pods[name]
-        if not pod.view.node or pod.view.phase in ("Succeeded", "Failed"):
+        if grace is None:
+            grace = self.spec.workers.termination_grace_period_seconds
+        if not pod.view.node or pod.view.phase in ("Succeeded", "Failed") or grace == 0:
+            self._kill(pod)
             del self.pods[name]
-        else:
-            pod.view = replace(pod.view, deleting=True)
+        elif not pod.view.deleting:
+            pod.view = replace(pod.view, deleting=True, grace=grace, disruption=disruption)
+            pod.deleted = self.world.now
+
+    def taint(self, node: str, key: str) -> None:
+        """With effect NoExecute; the taint manager then deletes the Pods on it."""
+        self.nodes[node] = replace(self.nodes[node], noexecute_taints=(key,))
 
     def node_dies(self, node: str) -> None:
         self.down.add(node)

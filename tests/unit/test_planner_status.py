@@ -109,5 +109,4 @@ def test_a_status_that_was_lost_costs_no_name_and_no_attempt_is_used_twice() -> 
     run.passes()
     assert (run.status.attempt, run.status.incarnations) == (2, (0, 1))
     run.cluster.delete_pod("a-w0-0")
-    run.passes().training()
-    assert run.status.attempt == 3
+    run.until(lambda s: s.attempt == 3).training()

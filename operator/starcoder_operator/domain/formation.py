@@ -17,6 +17,7 @@ from . import failure
 from .elasticity import pool_size
 from .failure import Cause, Failure
 from .layout import layout_of
+from .leaving import Leaving, leaving, reason_to_leave
 from .members import MemberView, all_silent
 from .relay import with_relay
 from .seats import seated, taking_part
@@ -48,6 +49,23 @@ class Go:
     """Write `assignment` in phase run."""
 
     assignment: Assignment
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Write `assignment` in phase drain: the gang is to leave with a checkpoint."""
+
+    assignment: Assignment
+    because: Failure | None = None
+    """The Pod that is on its way out; None where it is planned."""
+
+
+@dataclass(frozen=True)
+class Leave:
+    """The gang is leaving; wait until its checkpoint is safe."""
+
+    waiting: str
+    because: Failure | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +104,7 @@ class Finished:
     """The last iteration is trained and its checkpoint is in HEAD."""
 
 
-Decision = Stay | Hold | Go | Ended | AwaitCause | BackOff | Unclear | Finished
+Decision = Stay | Hold | Go | Drain | Leave | Ended | AwaitCause | BackOff | Unclear | Finished
 
 
 def decide(snapshot: Snapshot, members: tuple[MemberView, ...], config_json: str) -> Decision:
@@ -245,24 +263,45 @@ def _waits_for(members: tuple[MemberView, ...], current: Assignment) -> str:
 
 def _while_running(snapshot: Snapshot, members: tuple[MemberView, ...], current: Assignment) -> Decision:
     boot_ids, at_work = {p.index: p.boot_id for p in current.members}, taking_part(current, members)
-    failures = failure.find(at_work, current.attempt, boot_ids)
+    gang = leaving(snapshot, current, at_work)
+    failures = failure.find((m for m in at_work if m.index not in gang.excused), current.attempt, boot_ids)
     reports = [m.lease.report for m in at_work if m.lease is not None and m.lease.report is not None]
     done = [r for r in reports if r.attempt == current.attempt and r.state == "done"]
     if is_complete(snapshot) and (failures or len(done) == len(at_work)):
         return Finished()
-    first = failure.primary(failures)
+    because = reason_to_leave(snapshot, at_work)
+    departures = [because] if because is not None else []
+    departures += [f for m in at_work if m.index in gang.excused and (f := failure.lost(m)) is not None]
+    first = failure.primary([*failures, *departures]) if failures else None
     if first is None:
         if len(done) == len(at_work):
             why = "trained to the end of its configuration, and spec.training.iterations is beyond it"
             return Hold(held(snapshot, members, next_attempt(snapshot)), why, planned=True)
+        if gang.complete:
+            return _after_leaving(snapshot, members, gang, departures)
         if all_silent(members):
             return Unclear()
+        if gang.going and current.phase == "run":
+            return Drain(replace(current, phase="drain"), failure.primary(departures))
+        if gang.asked:
+            return Leave(str(gang), failure.primary(departures))
         behind = [r for r in reports if r.attempt != current.attempt or r.state not in ("training", "done")]
         if behind:
             return Stay(f"{len(behind)} of {len(at_work)} members form the group or load")
         why = regrouped(snapshot, members, current)
         return Hold(held(snapshot, members, next_attempt(snapshot)), why, planned=True) if why else Stay()
     return AwaitCause(first, failures) if first.cause is Cause.PEER else Ended(first, failures)
+
+
+def _after_leaving(
+    snapshot: Snapshot, members: tuple[MemberView, ...], gang: Leaving, departures: list[Failure]
+) -> Hold | Ended:
+    """Their checkpoint is safe: nothing is lost by whatever comes next."""
+    because, with_it = failure.primary(departures), f"left with a checkpoint of iteration {gang.iteration}"
+    if because is not None:
+        told = replace(because, message=f"{because.message}; the gang {with_it}")
+        return Ended(told, tuple(departures))
+    return Hold(held(snapshot, members, next_attempt(snapshot)), f"the gang {with_it}", planned=True)
 
 
 def _listing(items: list[str], most: int = 5) -> str:

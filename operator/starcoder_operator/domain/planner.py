@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
 from starcoder_operator.api.v1alpha1.status import State
@@ -22,10 +23,12 @@ from .formation import (
     AwaitCause,
     BackOff,
     Decision,
+    Drain,
     Ended,
     Finished,
     Go,
     Hold,
+    Leave,
     Stay,
     Unclear,
     decide,
@@ -33,6 +36,7 @@ from .formation import (
     next_attempt,
 )
 from .hearing import USUAL, Limits
+from .leaving import Leaving, leaving, time_left, told_to_leave
 from .members import NODE_INDEX_LAG, MemberView, members_of
 from .placement import Placement, place, unchanged
 from .plan import Action, DeleteGang, DeletePod, EnsureAccess, EnsureLeases, Plan, WriteAssignment
@@ -58,6 +62,8 @@ LOOK_AT_UNKNOWN = 1.0
 """Seconds between looks at an agent whose node's kubelet is silent."""
 LOOK_AT_SUSPECT = 1.0
 """Longest time between looks at a suspect that renews its Lease, or at a suspicion that may be an old one."""
+LOOK_AT_LEAVING = 5.0
+"""Seconds between looks at a gang that leaves: whether its time is up."""
 LOOK_AT_AVOIDED = 15.0
 """Seconds between looks at nodes that a waiting Pod avoids."""
 
@@ -88,10 +94,12 @@ def plan(snapshot: Snapshot, *, limits: Limits = USUAL) -> Plan:
     elif wrong:
         outcome = _invalid(snapshot, status, wrong)
     elif snapshot.spec.suspend:
-        outcome = _suspended(snapshot, status)
+        outcome = _suspended(snapshot, status, members)
     else:
         outcome = _wanted(snapshot, status, members, limits)
     written = next((a.assignment for a in outcome.actions if isinstance(a, WriteAssignment)), own_assignment(snapshot))
+    if outcome.status.draining is not None and not (written is not None and written.phase in ("run", "drain")):
+        outcome = replace(outcome, status=outcome.status.model_copy(update={"draining": None}))
     after = goodput.accounted(snapshot, members, _told(snapshot, outcome), written)
     return Plan(after, (*story.told(snapshot.status, after), *outcome.actions), outcome.look_again)
 
@@ -105,23 +113,39 @@ def _invalid(snapshot: Snapshot, status: StarCoderRunStatus, wrong: list[str]) -
     return Outcome(status, status.state if snapshot.pods else "Pending", claims)
 
 
-def _suspended(snapshot: Snapshot, status: StarCoderRunStatus) -> Outcome:
-    """Workers stop, Pods and PodGroup go; the next attempt is placed anew."""
-    leaving = len(snapshot.pods)
-    if leaving:
-        reason, message = reasons.SUSPENDING, f"workers stop: {leaving} Pods are still there"
+def _suspended(snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[MemberView, ...]) -> Outcome:
+    """Workers leave with a checkpoint, then Pods and PodGroup go; the next attempt is placed anew."""
+    standing, gang = len(snapshot.pods), _leaving(snapshot, members)
+    drained = gang is None or time_left(snapshot) <= 0
+    if gang is not None and not drained:
+        reason, message = reasons.SUSPENDING, str(gang)
+    elif standing:
+        reason, message = reasons.SUSPENDING, f"workers stop: {standing} Pods are still there"
     else:
         reason, message = reasons.SUSPENDED, "the run is suspended (spec.suspend) and holds no GPU"
-    claims = (
-        situation.accepted(replace(snapshot, problems={})),
-        Claim("Scheduled", "False", reason, message),
-        Claim("Training", "False", reason, message),
-        *situation.not_degraded(snapshot, reason, message),
-        Claim("Complete", "False", reasons.IN_PROGRESS),
-    )
-    actions = (*_stop(snapshot), *_delete(snapshot.pods, "the run is suspended"), *_delete_gang(snapshot))
-    state: State = status.state if leaving and status.state != "Suspended" else "Suspended"
+    said = (Claim("Training", "False", reason, message), Claim("Complete", "False", reasons.IN_PROGRESS))
+    accepted = situation.accepted(replace(snapshot, problems={}))
+    if gang is not None and not drained:
+        status = told_to_leave(progress.resting(status), None, snapshot.now)
+        return Outcome(status, status.state, (accepted, *said), _tell(snapshot, "drain"), LOOK_AT_LEAVING)
+    scheduled = Claim("Scheduled", "False", reason, message)
+    claims = (accepted, scheduled, *situation.not_degraded(snapshot, reason, message), *said)
+    actions = (*_tell(snapshot, "stop"), *_delete(snapshot.pods, "the run is suspended"), *_delete_gang(snapshot))
+    state: State = status.state if standing and status.state != "Suspended" else "Suspended"
     return Outcome(progress.resting(status), state, claims, actions)
+
+
+def _leaving(snapshot: Snapshot, members: tuple[MemberView, ...]) -> Leaving | None:
+    """How far the gang of a run that is not to train is with leaving; None where there is nothing to wait for."""
+    current = own_assignment(snapshot)
+    if current is None or current.phase not in ("run", "drain"):
+        return None
+    at_work = taking_part(current, members)
+    gang = leaving(snapshot, current, at_work)
+    rest = [m for m in at_work if m.index not in gang.excused]
+    failures = failure.find(rest, current.attempt, {place.index: place.boot_id for place in current.members})
+    trains = any(m.report is not None and m.report.state != "starting" for m in gang.busy)
+    return gang if trains and not failures else None
 
 
 def _over(snapshot: Snapshot, status: StarCoderRunStatus) -> Outcome:
@@ -129,7 +153,7 @@ def _over(snapshot: Snapshot, status: StarCoderRunStatus) -> Outcome:
     standing = [p for p in snapshot.pods if p.phase not in ("Succeeded", "Failed") and not p.deleting]
     left = LINGER - seconds_between(status.completed_at or snapshot.now, snapshot.now)
     late = [p for p in standing if left <= 0 or not p.scheduled]
-    actions = (*_stop(snapshot), *_delete(late, "the run is over"), *_delete_gang(snapshot))
+    actions = (*_tell(snapshot, "stop"), *_delete(late, "the run is over"), *_delete_gang(snapshot))
     wait = max(left, 1.0) if len(late) < len(standing) else None
     return Outcome(progress.resting(status), status.state, (), actions, wait)
 
@@ -137,7 +161,8 @@ def _over(snapshot: Snapshot, status: StarCoderRunStatus) -> Outcome:
 def _wanted(snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[MemberView, ...], limits: Limits) -> Outcome:
     """A run that is to train."""
     config = training_config(snapshot.name, snapshot.namespace, snapshot.uid, snapshot.spec).to_json()
-    decision = _backed_off(snapshot, status, _out_of_patience(snapshot, status, decide(snapshot, members, config)))
+    decision = _out_of_patience(snapshot, status, members, decide(snapshot, members, config))
+    decision = _backed_off(snapshot, status, decision)
     if isinstance(decision, Finished):
         return _succeeded(snapshot, status, members)
     status, decision = _counted(snapshot, status, decision)
@@ -156,11 +181,17 @@ def _wanted(snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[Membe
         case Go(assignment):
             write = assignment
             status = progress.resized(snapshot, status, assignment)
+        case Drain(assignment, because):
+            write = assignment
+            status = told_to_leave(status, because, snapshot.now)
+            placement = place(snapshot, members, _at_work(snapshot), avoided)
         case Stay() | Unclear() | BackOff() if _is_held(snapshot):
             placement = place(snapshot, members, avoided=avoided)
-        case Stay() | AwaitCause():
+        case Stay() | Leave() | AwaitCause():
             # Spares that are lost are replaced; those at work are left alone.
             placement = place(snapshot, members, _at_work(snapshot), avoided)
+            if isinstance(decision, Leave):
+                status = told_to_leave(status, decision.because, snapshot.now)
         case Unclear() | BackOff():
             pass
     forming = isinstance(decision, Ended | Hold) or _is_held(snapshot)
@@ -209,11 +240,17 @@ def _counted(snapshot: Snapshot, status: StarCoderRunStatus, decision: Decision)
     return status, decision
 
 
-def _out_of_patience(snapshot: Snapshot, status: StarCoderRunStatus, decision: Decision) -> Decision:
-    """A lost connection whose cause has not shown in time is counted as what it is."""
-    if not isinstance(decision, AwaitCause):
-        return decision
-    return Ended(decision.failure, decision.signs) if _patience(snapshot, status) <= 0 else decision
+def _out_of_patience(
+    snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[MemberView, ...], decision: Decision
+) -> Decision:
+    """A lost connection whose cause has not shown in time is counted as what it is; a gang that does not leave in time
+    is ended."""
+    match decision:
+        case AwaitCause(failure, signs) if _patience(snapshot, status) <= 0:
+            return Ended(failure, signs)
+        case Leave() if time_left(snapshot) <= 0:
+            return Hold(held(snapshot, members, next_attempt(snapshot)), "the gang did not leave in time")
+    return decision
 
 
 def _backed_off(snapshot: Snapshot, status: StarCoderRunStatus, decision: Decision) -> Decision:
@@ -288,7 +325,8 @@ def _ended(
 
 def _at_work(snapshot: Snapshot) -> frozenset[int]:
     current = own_assignment(snapshot)
-    return frozenset(place.index for place in current.members) if current and current.phase == "run" else frozenset()
+    runs = current is not None and current.phase in ("run", "drain")
+    return frozenset(place.index for place in current.members) if current and runs else frozenset()
 
 
 def _is_held(snapshot: Snapshot) -> bool:
@@ -303,12 +341,12 @@ def _written(snapshot: Snapshot, assignment: Assignment | None, config: str) -> 
     return (WriteAssignment(assignment, config, version),)
 
 
-def _stop(snapshot: Snapshot) -> tuple[Action, ...]:
-    """Tells the agents to stop and end their workers."""
+def _tell(snapshot: Snapshot, phase: Literal["drain", "stop"]) -> tuple[Action, ...]:
+    """Tells the agents to have their workers leave, or to end them."""
     current = own_assignment(snapshot)
-    if current is None or snapshot.assignment is None or current.phase == "stop":
+    if current is None or snapshot.assignment is None or current.phase == phase:
         return ()
-    return _written(snapshot, replace(current, phase="stop"), snapshot.assignment.config_json)
+    return _written(snapshot, replace(current, phase=phase), snapshot.assignment.config_json)
 
 
 def _delete(pods: Iterable[PodView], why: str) -> tuple[Action, ...]:
@@ -335,7 +373,7 @@ def _state(snapshot: Snapshot, decision: Decision, claims: tuple[Claim, ...]) ->
     before, said = snapshot.status.state, {c.type: c for c in claims}
     if said["Training"].holds:
         return "Running"
-    if isinstance(decision, AwaitCause | Unclear) and not _is_held(snapshot):
+    if isinstance(decision, AwaitCause | Drain | Leave | Unclear) and not _is_held(snapshot):
         return before
     if isinstance(decision, Hold) and decision.planned:
         return "Starting"
@@ -377,6 +415,8 @@ def _look_again(
     if isinstance(decision, Ended | Hold) or _is_held(snapshot):
         left = sizing.look_again(snapshot, members)
         looks += [] if left is None else [left]
+    if isinstance(decision, Drain | Leave):
+        looks.append(LOOK_AT_LEAVING)
     if placement.missing and not snapshot.gang_api:
         looks.append(LOOK_AT_SERVER)
     if any(p.avoided_nodes and not p.scheduled for p in snapshot.pods):

@@ -69,7 +69,7 @@ def leader_report(snapshot: Snapshot, members: tuple[MemberView, ...]) -> Report
     report = lease.report if lease else None
     if report is None or report.boot_id != current.leader.boot_id or report.attempt != current.attempt:
         return None
-    return report if report.state in ("training", "done") else None
+    return report if report.state in ("training", "draining", "left", "done") else None
 
 
 def _with_iterations(

@@ -32,6 +32,8 @@ BACKING_OFF = "BackingOff"
 """It failed again without a newer checkpoint: the next attempt waits until the moment that the message names."""
 PEER_LOST = "PeerLost"
 """Workers lost their peers; for a moment the operator waits to learn why."""
+DRAINING = "Draining"
+"""The gang leaves with a checkpoint, because one of its Pods is on its way out or the run is to be placed anew."""
 AGENTS_SILENT = "AgentsSilent"
 """No agent's Lease is renewed: more likely the API than the whole gang."""
 

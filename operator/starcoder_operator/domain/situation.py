@@ -11,7 +11,7 @@ from starcoder_trainer.contract.report import Problem
 
 from . import reasons
 from .conditions import Claim
-from .formation import AwaitCause, BackOff, Decision, Ended, Finished, Go, Hold, Stay, Unclear
+from .formation import AwaitCause, BackOff, Decision, Drain, Ended, Finished, Go, Hold, Leave, Stay, Unclear
 from .layout import data_parallel
 from .members import MemberView
 from .placement import TRIED_SLOWLY, Placement, is_native, waiting_trouble
@@ -124,6 +124,10 @@ def training(snapshot: Snapshot, at_work: tuple[MemberView, ...], decision: Deci
             return Claim("Training", "False", *_why_not_training(snapshot, at_work, waiting, outlook))
         case Go():
             return Claim("Training", "False", reasons.FORMING, "the process group forms")
+        case Drain(because=because) | Leave(because=because):
+            how = decision.waiting if isinstance(decision, Leave) else "the workers take a checkpoint and leave"
+            why = f"{because.message}; " if because is not None else ""
+            return Claim("Training", "False", reasons.DRAINING, why + how)
         case Ended(failure):
             return Claim(
                 "Training",
@@ -166,7 +170,7 @@ def first_problem(members: Iterable[MemberView]) -> Problem | None:
 def checkpoint_verified(snapshot: Snapshot, status: StarCoderRunStatus, at_work: tuple[MemberView, ...]) -> Claim:
     """A verified checkpoint exists, and writing the last one went well."""
     problem, current = first_problem(at_work), own_assignment(snapshot)
-    runs = current is not None and current.phase == "run"
+    runs = current is not None and current.phase in ("run", "drain")
     if problem is not None and (runs or problem.reason in LEDGER_PROBLEMS):
         return Claim("CheckpointVerified", "False", problem.reason, problem.message)
     if status.checkpoint is None:

@@ -49,6 +49,10 @@ class PodView:
     containers: tuple[ContainerView, ...]
     age: float
     """Seconds since this operator first saw it."""
+    deleting_for: float = 0.0
+    """Seconds since this operator saw that it is being deleted."""
+    grace: float = 0.0
+    """Seconds that it was given to end when it was deleted; 0: none, or it is not being deleted."""
     priority_class: str = ""
     avoided_nodes: tuple[str, ...] = ()
     """Nodes that its affinity forbids: lost, broken, or avoided; from annotation `pod_template.ANNOTATION_AVOIDS`."""

@@ -68,6 +68,8 @@ def _conditions(before: StarCoderRunStatus, after: StarCoderRunStatus) -> Iterat
             continue
         if condition.reason in reasons.WARNINGS or (condition.type == "Complete" and failed):
             yield EmitEvent("Warning", condition.reason, condition.message)
+        elif condition.reason == reasons.DRAINING:
+            yield EmitEvent("Normal", condition.reason, condition.message)
         elif condition.type == "Training" and condition.status == "True":
             if not recovery.is_open(before.recoveries):
                 yield EmitEvent(

@@ -26,6 +26,7 @@ from starcoder_trainer.contract.config import TrainingConfig
 from starcoder_trainer.contract.heartbeat import USUAL
 from starcoder_trainer.contract.report import Report
 
+from .api_server import GRACE
 from .clients import AgentClient
 from .store import S3Client
 from .virtual_time import Process, VirtualLoop
@@ -47,7 +48,14 @@ class AgentProcess:
         self.machine = box.machine
         self._seen: Manifest | None = None
         me = Identity(
-            box.run_uid, boot_id, box.name, box.incarnation, box.machine.name, box.machine.address, str(box.scratch)
+            box.run_uid,
+            boot_id,
+            box.name,
+            box.incarnation,
+            box.machine.name,
+            box.machine.address,
+            str(box.scratch),
+            GRACE,
         )
         self.supervisor = Supervisor(
             me,

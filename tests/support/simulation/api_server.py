@@ -13,6 +13,8 @@ from starcoder_operator.adapters.errors import AlreadyExists, Conflict, NotFound
 from starcoder_operator.adapters.kinds import POD_GROUPS, PODS, RUNS, SERVICE_ACCOUNTS, Kind, Manifest, kind_of
 
 ENDED = ("Succeeded", "Failed")
+GRACE = 30.0
+"""Seconds until a Pod that is asked to end is killed; 300 by default."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ class ApiServer:
             self.remove(kind, there, by)
         elif "deletionTimestamp" not in there["metadata"]:
             meta = there["metadata"] | {"deletionTimestamp": self._timestamp()}
+            meta |= {"deletionGracePeriodSeconds": int(GRACE)} if kind is PODS else {}
             self._changed(kind, there, there | {"metadata": meta}, by)
 
     def remove(self, kind: Kind, thing: Manifest, by: str) -> None:

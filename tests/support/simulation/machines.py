@@ -10,15 +10,13 @@ from starcoder_operator.adapters.kinds import PODS, Manifest
 from starcoder_trainer.contract import names
 
 from .agents import AgentProcess
-from .api_server import ENDED
+from .api_server import ENDED, GRACE
 from .workers import ForkServer
 
 if TYPE_CHECKING:
     from .world import Simulation
 
 SYNC, START, RESTART, STOP = 0.1, 0.3, 0.5, 0.2
-GRACE = 30.0
-"""Seconds until a Pod that is asked to end is killed; 300 by default."""
 
 
 class Sandbox:
@@ -98,7 +96,7 @@ class Sandbox:
             return
         self.terminating = True
         if self.server is not None:
-            self.server.end(0)
+            self.server.terminate()
         else:
             self._terminate_agent()
         self.sim.loop.call_later(GRACE, self.vanish)

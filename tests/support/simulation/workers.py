@@ -19,6 +19,7 @@ from starcoder_trainer.contract.ledger import RankManifest
 from starcoder_trainer.contract.report import Cause, Failure
 from starcoder_trainer.contract.worker import (
     Exited,
+    Leave,
     Message,
     Quit,
     Ready,
@@ -28,6 +29,7 @@ from starcoder_trainer.contract.worker import (
     Step,
     Stop,
     Stopped,
+    Terminating,
 )
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ class ForkServer:
     def __init__(self, sim: Simulation, box: Sandbox) -> None:
         self.sim, self.box = sim, box
         self.alive = True
-        self.preloaded = False
+        self.preloaded = self.asked_to_end = False
         self.channel: Channel | None = None
         self.workers: dict[int, Worker] = {}
         sim.loop.call_later(PRELOAD, self._preloaded)
@@ -70,6 +72,10 @@ class ForkServer:
         match message:
             case Start():
                 self._start(message)
+            case Leave(attempt):
+                for worker in self.workers.values():
+                    if worker.start.attempt == attempt:
+                        self.sim.groups.ask_to_leave(worker)
             case Stop(attempt):
                 self.kill_workers()
                 self.sim.loop.call_later(REAP, self.tell, Stopped(attempt))
@@ -80,10 +86,21 @@ class ForkServer:
         for worker in self.workers.values():
             worker.alive = False
         self.workers.clear()
+        self.sim.loop.call_later(REAP, self._end_when_asked)
 
     def agent_gone(self) -> None:
         self.channel = None
         self.kill_workers()
+
+    def terminate(self) -> None:
+        """SIGTERM: workers go on until the agent says otherwise."""
+        self.asked_to_end = True
+        self.tell(Terminating())
+        self._end_when_asked()
+
+    def _end_when_asked(self) -> None:
+        if self.asked_to_end and (self.channel is None or not self.workers):
+            self.end(0)
 
     def end(self, code: int) -> None:
         """The process ends, and its workers with it."""
@@ -106,6 +123,13 @@ class ForkServer:
             worker.alive = False
             del self.workers[worker.rank]
             self.tell(Exited(worker.start.attempt, worker.rank, code, Failure(cause, message, code, worker.rank)))
+            self._end_when_asked()
+
+    def ends_well(self, worker: Worker, left_at: int | None) -> None:
+        worker.alive = False
+        self.workers.pop(worker.rank, None)
+        self.tell(Exited(worker.start.attempt, worker.rank, exits.OK, None, left_at))
+        self._end_when_asked()
 
     def _start(self, start: Start) -> None:
         self.sim.checks.workers_start(self.box, start, [w.start.attempt for w in self.workers.values()])
@@ -153,6 +177,8 @@ class _Group:
     ranks: dict[int, Worker] = field(default_factory=dict)
     iteration: int = 0
     ticking: bool = False
+    leaving: bool = False
+    """One of its workers was asked to leave: the flag that the ranks reduce with each iteration."""
 
 
 class Groups:
@@ -174,6 +200,11 @@ class Groups:
         if len(group.ranks) == group.world_size and not group.ticking:
             group.ticking = True
             self._sim.loop.call_later(FORM, self._form, group)
+
+    def ask_to_leave(self, worker: Worker) -> None:
+        for group in self._groups.values():
+            if group.ranks.get(worker.rank) is worker:
+                group.leaving = True
 
     def _give_up(self, group: _Group, worker: Worker) -> None:
         if worker.alive and group.iteration == 0 and not group.ticking:
@@ -212,16 +243,15 @@ class Groups:
                 worker.server.tell(
                     Step(worker.start.attempt, worker.rank, group.iteration, 0, tokens, 2.5, 0.1, 1.0, 1e3, {})
                 )
-        if group.iteration % every == 0 or group.iteration == last:
+        leaving = group.leaving  # as of now: messages below may change it
+        if group.iteration % every == 0 or group.iteration == last or leaving:
             for worker in workers:
                 self._save(worker, group.iteration)
-        if group.iteration < last:
+        if group.iteration < last and not leaving:
             self._sim.loop.call_later(ITERATION, self._iterate, group)
             return
         for worker in workers:
-            worker.alive = False
-            worker.server.workers.pop(worker.rank, None)
-            worker.server.tell(Exited(worker.start.attempt, worker.rank, exits.OK, None))
+            worker.server.ends_well(worker, group.iteration if group.iteration < last else None)
 
     def _save(self, worker: Worker, step: int) -> None:
         attempt, rank = worker.start.attempt, worker.rank

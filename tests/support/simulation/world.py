@@ -21,7 +21,7 @@ from starcoder_trainer.contract.names import LABEL_RUN
 from tests.support import runs
 
 from .agents import AgentProcess, shipped_agents
-from .api_server import ApiServer, Change, owner_uids
+from .api_server import GRACE, ApiServer, Change, owner_uids
 from .checks import Checks
 from .control_plane import ControlPlane
 from .faults import Schedule
@@ -62,6 +62,7 @@ def _spec(members: int, spares: int, gang: str) -> Manifest:
         name="a",
         workers__replicas=members,
         workers__gpusPerWorker=1,
+        workers__terminationGracePeriodSeconds=int(GRACE),
         parallelism__tensor=1,
         training__globalBatchSize=4 * members,
         training__iterations=ITERATIONS,

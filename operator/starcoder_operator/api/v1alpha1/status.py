@@ -148,6 +148,21 @@ class AvoidedNode(ApiModel):
     """When it is used again, RFC 3339; earlier where the run finds no place without it."""
 
 
+class Draining(ApiModel):
+    """The gang leaves its attempt with a checkpoint; none of its iterations is lost."""
+
+    since: str
+    """When it was told to, RFC 3339."""
+    cause: str | None = None
+    """Why its attempt ends, one word in CamelCase; see docs/failure-modes.md. None: because that was planned."""
+    pod: str | None = None
+    """Pod that is on its way out."""
+    node: str | None = None
+    """Where that is."""
+    message: str = ""
+    """What was seen."""
+
+
 class StarCoderRunStatus(ApiModel):
     """Is it fine? State and message say so, the rest says why."""
 
@@ -200,6 +215,8 @@ class StarCoderRunStatus(ApiModel):
     """When the last iteration will be done at the present rate, RFC 3339."""
     checkpoint: CheckpointStatus | None = None
     last_failure: LastFailure | None = None
+    draining: Draining | None = None
+    """While the gang leaves its attempt."""
     goodput: Goodput | None = None
     """Where the run's time went."""
     recoveries: tuple[Recovery, ...] = ()
