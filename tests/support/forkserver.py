@@ -12,9 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from starcoder_trainer.contract.config import TrainingConfig
+from starcoder_trainer.contract.config import StorageConfig, TrainingConfig
+from starcoder_trainer.contract.names import CREDENTIALS_KEYS
 from starcoder_trainer.contract.worker import Message, Start, decode_line, encode_line
 from starcoder_trainer.failures import ConfigurationError
+from starcoder_trainer.storage.open import open_store
+from starcoder_trainer.storage.store import ObjectStore
 from starcoder_trainer.worker import enter
 from tests.support.trainer import Walks, WalkSample, walks_for
 
@@ -104,11 +107,36 @@ def broken_at(config: TrainingConfig, sample: int, error: str) -> TrainingConfig
     return replace(config, data=replace(config.data, tokenizer=f"file:///{error}/{sample}"))
 
 
+@dataclass(frozen=True)
+class _Stalled:
+    """Samples of which one is read from a store that takes the request and never answers it."""
+
+    walks: Walks
+    bad: int
+    store: ObjectStore
+
+    def sample(self, i: int) -> WalkSample:
+        if i == self.bad:
+            self.store.get_range("tokens.bin", 0, 100)
+        return self.walks.sample(i)
+
+
+def stalled_at(config: TrainingConfig, sample: int, endpoint: str) -> TrainingConfig:
+    """A configuration whose sample is read from an S3 service at `endpoint`, in the server below."""
+    return replace(broken_at(config, sample, STALL), storage=StorageConfig(endpoint, path_style=True))
+
+
+STALL = "stall"
 ERRORS = {"configuration": ConfigurationError("sample is bad"), "arithmetic": ZeroDivisionError("division by zero")}
 
 
-def _samples(config: TrainingConfig, _open: object, _cache: Path) -> Walks | _Broken:
+def _samples(config: TrainingConfig, _open: object, cache: Path) -> Walks | _Broken | _Stalled:
     _, error, sample = config.data.tokenizer.rsplit("/", 2)
+    if error == STALL:
+        cache.mkdir(parents=True, exist_ok=True)
+        for key in CREDENTIALS_KEYS:
+            (cache / key).write_text("anything")
+        return _Stalled(walks_for(config), int(sample), open_store("s3://corpus/code", config.storage, cache))
     return _Broken(walks_for(config), int(sample), ERRORS[error]) if error in ERRORS else walks_for(config)
 
 

@@ -112,6 +112,10 @@ BAD: dict[str, Bad] = {
         {"elasticity__minReplicas": 1, "parallelism__pipeline": 2},
         "spec.elasticity.minReplicas: 1 x 2 GPUs = 2 is not divisible by parallelism tensor 2 x pipeline 2 = 4",
     ),
+    "hang-too-soon": Bad(
+        {"failurePolicy__hang__iteration": "4s"},
+        "spec.failurePolicy.hang.iteration: 4s is too short to tell a hang from work, expected 5s or more",
+    ),
     "patience-zero": Bad(
         {"elasticity__patience": "0m0s"}, "spec.elasticity.patience: 0m0s is no time, expected 1s or more"
     ),

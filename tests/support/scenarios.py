@@ -131,6 +131,14 @@ class Scenario:
         self.cluster.settle_cluster()
         return self
 
+    def stands_still(self, member: int, cause: str, message: str, suspicion: tuple[int, ...]) -> Self:
+        """This member's agent says so; those that hang with it have not noticed yet that its workers went."""
+        agent = self.pod(member).agent
+        assert agent is not None
+        assert agent.crash(cause, message, suspicion=suspicion)  # type: ignore[arg-type]
+        self.cluster.leases[member].report = agent.report
+        return self
+
     def failed(self, node: str) -> Self:
         """The node is lost and the run has gone on from it."""
         return self.node_dies(node).passes()

@@ -129,14 +129,20 @@ class Agent:
             known, _ = self.read
             self._work(self.running, len(known.members), known.gpus_per_member)
 
-    def crash(self, cause: Cause = "Crash", message: str = "worker raised", fingerprint: str = "") -> bool:
+    def crash(
+        self,
+        cause: Cause = "Crash",
+        message: str = "worker raised",
+        fingerprint: str = "",
+        suspicion: tuple[int, ...] = (),
+    ) -> bool:
         """A worker of this Pod ends; whether there was one."""
         if self.running is None:
             return False
         attempt = self.running
         self._end_workers()
         rank = min(self.machine._workers.ranks) if self.machine._workers else 0
-        failure = Failure(cause, message, 70, rank, self.iteration, fingerprint)
+        failure = Failure(cause, message, 70, rank, self.iteration, fingerprint, suspicion)
         self.tell(m.WorkerExited(self.world.now, Exited(attempt, rank, 70, failure)))
         return True
 

@@ -21,7 +21,7 @@ class Agent:
     def __init__(self, place=0, grace=300.0):
         self.place = place
         self.boot = f"boot-{place}"
-        me = m.Identity("uid-1", self.boot, f"demo-w{place}-0", 0, "n1", "10.0.0.9", "/scratch", grace)
+        me = m.Identity("uid-1", self.boot, f"demo-w{place}-0", 0, "n1", "10.0.0.9", "/scratch", grace, "/run/stamps")
         self.machine = m.Machine(me, now=0)
         self.now = 0.0
         self.did: tuple[m.Action, ...] = ()

@@ -127,7 +127,7 @@ def test_infrastructure_is_charged_to_nobody() -> None:
     free = {cause for cause, rule in CAUSES.items() if rule.charge is Charge.NOBODY}
     assert free == {
         Cause.NODE_LOST, Cause.DEVICE_UNHEALTHY, Cause.DISRUPTED, Cause.POD_DELETED, Cause.POD_FAILED, Cause.STORAGE,
-        Cause.AGENT_UNRESPONSIVE, Cause.FENCED,
+        Cause.DATA_STALL, Cause.AGENT_UNRESPONSIVE, Cause.FENCED,
     }  # fmt: skip
 
 

@@ -66,6 +66,39 @@ def test_a_lost_connection_that_would_end_the_run_waits_longer_than_a_dead_node_
     assert run.training().status.state == "Running"
 
 
+def test_a_gang_that_hangs_is_put_down_to_the_member_that_keeps_the_others_waiting() -> None:
+    run = make_run().workers(3).training().stands_still(0, "Hang", "waits", (4, 9)).passes()
+    assert run.said("Training") == ("Unknown", reasons.HANGS)
+    assert (run.status.restarts.total, run.phase) == (0, "run")
+    run.stands_still(2, "Hang", "is stopped", (0, 9)).passes()
+    assert run.status.restarts.by_cause == {"Hang": 1}
+    assert run.phase == "hold", "nothing can explain a stopped process but itself"
+    last = run.status.last_failure
+    assert last is not None
+    assert (last.pod, last.node) == ("a-w2-0", run.pod(2).view.node)
+    assert "is stopped" in last.message
+
+
+def test_a_gang_of_which_all_only_wait_is_counted_as_a_hang_after_a_moment() -> None:
+    run = make_run().workers(2).training().stands_still(0, "Hang", "waits", (4, 9)).passes()
+    run.stands_still(1, "Hang", "waits", (4, 8)).passes()
+    assert run.status.restarts.total == 0
+    run.waits(AWAIT_CAUSE).passes()
+    assert run.status.restarts.by_cause == {"Hang": 1}
+    assert run.status.restarts_without_progress == 1
+    assert run.status.last_failure is not None
+    assert run.status.last_failure.pod == "a-w1-0", "it has come least far"
+    run.training()
+
+
+def test_a_gang_that_waits_for_a_member_that_waits_for_storage_is_charged_nothing() -> None:
+    run = make_run().workers(2).training().stands_still(0, "Hang", "waits", (4, 9)).passes()
+    run.stands_still(1, "DataStall", "reads", (1, 9)).passes()
+    assert run.status.restarts.by_cause == {"DataStall": 1}
+    assert run.status.restarts_without_progress == 0
+    run.training()
+
+
 def test_a_better_cause_that_shows_in_time_is_counted_alone() -> None:
     run = make_run().workers(2).training().worker_fails(1, "Peer").passes()
     run.node_dies(run.pod(0).view.node).passes()

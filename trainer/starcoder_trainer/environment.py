@@ -16,6 +16,7 @@ def set_environment() -> None:
         "TORCHDYNAMO_DISABLE": "1",  # megatron's jit_fuser would compile at each restart, and needs a compiler
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # is_available() must not initialise CUDA before a fork
         "TOKENIZERS_PARALLELISM": "false",
+        "TORCH_FR_BUFFER_SIZE": "256",  # collectives that the flight recorder keeps: a hang is told with its own
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # megatron's order of kernels under tensor parallelism counts on it
     }.items():
         os.environ.setdefault(name, value)

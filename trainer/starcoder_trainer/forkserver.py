@@ -23,8 +23,10 @@ from starcoder_trainer.contract import exits, names
 from starcoder_trainer.contract.codec import ContractError
 from starcoder_trainer.contract.report import Failure
 from starcoder_trainer.contract.worker import (
+    Collective,
     Exited,
     Leave,
+    Look,
     Message,
     Quit,
     Ready,
@@ -40,6 +42,7 @@ from starcoder_trainer.contract.worker import (
 )
 
 from .environment import set_environment
+from .lookout import Lookout
 from .processes import Enter, Process, fork_obstacle, kill_sessions, kill_workers, oom_kills, start_worker
 from .worker import enter
 
@@ -84,6 +87,7 @@ class ForkServer:
         self._selector = selectors.DefaultSelector()
         self._workers: dict[int, _Worker] = {}
         self._agent: _Agent | None = None
+        self._lookout = Lookout()
         self._serving = False
         self._quit = self._terminating = self._told_terminating = False
         self._count_oom_kills = oom_kills
@@ -111,12 +115,14 @@ class ForkServer:
         self._serving = True
         try:
             while not self._quit:
-                for key, _ in self._selector.select():
+                for key, _ in self._selector.select(self._lookout.patience()):
                     if self._is_current(key):
                         key.data()
                 self._reap()
                 if self._terminating and (self._agent is None or not self._workers):
                     self._quit = True
+                if seen := self._lookout.answer(self._processes()):
+                    self._send(seen)
         finally:
             attempt = self._stop_workers()
             if attempt is not None:
@@ -179,6 +185,8 @@ class ForkServer:
                     if worker.attempt == attempt:
                         with contextlib.suppress(OSError):  # it has ended
                             worker.process.channel.sendall(encode_line(message))
+            case Look():
+                self._lookout.ask(message, self._processes())
             case Quit():
                 self._quit = True
             case _:
@@ -216,6 +224,10 @@ class ForkServer:
             self._selector.modify(agent.connection, events, self._on_agent)
 
     # workers
+
+    def _processes(self) -> dict[int, int]:
+        """Rank to process."""
+        return {worker.rank: pid for pid, worker in self._workers.items()}
 
     def _start(self, start: Start) -> None:
         if self._stop_workers() is not None:
@@ -281,6 +293,8 @@ class ForkServer:
         match message:
             case Exited():
                 worker.farewell = message  # told once it is reaped
+            case Collective():
+                self._lookout.collective(message)
             case Started(iteration=iteration) | Step(iteration=iteration) | Saved(step=iteration):
                 worker.iteration = iteration
                 self._send(message)
@@ -301,8 +315,8 @@ class ForkServer:
             self._print(worker, line)
         return True
 
-    @staticmethod
-    def _print(worker: _Worker, line: bytes) -> None:
+    def _print(self, worker: _Worker, line: bytes) -> None:
+        self._lookout.printed(worker.rank, line)
         sys.stderr.buffer.write(b"[rank %d] %s\n" % (worker.rank, line))
         sys.stderr.buffer.flush()
 
@@ -313,6 +327,7 @@ class ForkServer:
     def _stop_workers(self) -> int | None:
         """SIGKILL all sessions and reap them. The attempt they were of; None where there were none."""
         attempt = next((w.attempt for w in self._workers.values()), None)
+        self._lookout.forget()
         kill_workers(self._workers)
         for pid in list(self._workers):
             with contextlib.suppress(ChildProcessError):

@@ -282,7 +282,16 @@ async def _supervise(
         over.set()
 
     supervisor = Supervisor(
-        Identity(config.run.uid, attempts.boot_id, "local", 0, "localhost", LOCALHOST, str(scratch)),
+        Identity(
+            run_uid=config.run.uid,
+            boot_id=attempts.boot_id,
+            pod="local",
+            incarnation=0,
+            node="localhost",
+            address=LOCALHOST,
+            scratch=str(scratch),
+            stamps=str(worker_socket.parent / "stamps"),
+        ),
         Surroundings(
             open_store=open_here,
             check_data=data.check,

@@ -20,6 +20,7 @@ from .metrics import PhaseTimer
 from .model.cpu import cuda_literals, device
 from .model.randomness import seed_micro_batch
 from .optimizer import Optimizer
+from .pace import Pace
 
 
 class Sample(Protocol):
@@ -85,8 +86,10 @@ def train(
     on_step: Callable[[StepDone], None],
     save: Callable[[], None],
     asked_to_leave: Callable[[], bool] = lambda: False,
+    pace: Pace | None = None,
 ) -> None:
     """From `training.iteration` to the last one; `save` is called every `checkpoint.everyIterations` and at the end.
+    `pace` is told what goes on.
 
     Ends earlier, on all ranks after the same iteration and with a save of it, where any rank is asked to leave.
 
@@ -94,9 +97,14 @@ def train(
         DivergedError: loss or gradient norm is not finite; nothing of that iteration is saved.
     """
     config = training.config
-    timer = PhaseTimer(synchronise=torch.cuda.synchronize if torch.cuda.is_available() else None)
+    timer = PhaseTimer(
+        synchronise=torch.cuda.synchronize if torch.cuda.is_available() else None, entered=pace.enter if pace else None
+    )
     while training.iteration < config.training.iterations:
         done = step(training, timer)
+        if pace:
+            pace.done(done.iteration)
+            pace.enter("stop_flag")
         on_step(done)
         leaving = _any_rank(asked_to_leave())
         last = leaving or done.iteration == config.training.iterations

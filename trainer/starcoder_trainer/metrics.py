@@ -51,15 +51,21 @@ class PhaseTimer:
     """Seconds by phase since the last `take()`. On CUDA `synchronise` makes the clock wait for the device."""
 
     def __init__(
-        self, clock: Callable[[], float] = time.perf_counter, synchronise: Callable[[], None] | None = None
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        synchronise: Callable[[], None] | None = None,
+        entered: Callable[[str], None] | None = None,
     ) -> None:
+        """`entered` is told each phase as it begins."""
         self._clock = clock
         self._synchronise = synchronise or (lambda: None)
+        self._entered = entered or (lambda _: None)
         self._seconds: dict[str, float] = {}
         self._since = clock()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        self._entered(name)
         start = self._clock()
         try:
             yield

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import logging
 import os
-import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -17,7 +16,9 @@ from typing import TYPE_CHECKING
 
 from starcoder_trainer.contract import exits, names
 from starcoder_trainer.contract.config import TrainingConfig
+from starcoder_trainer.contract.stamp import Stamp, StampFile
 from starcoder_trainer.contract.worker import (
+    Collective,
     Exited,
     Leave,
     Message,
@@ -29,7 +30,9 @@ from starcoder_trainer.contract.worker import (
     encode_line,
 )
 
+from . import witness
 from .failures import failure_of
+from .pace import Pace
 from .storage.open import open_store
 from .storage.store import ObjectStore
 
@@ -74,9 +77,15 @@ class Worker:
         self._checkpoint_seconds = 0.0
         self._incoming = b""
         self._leave = False
+        self._sending = threading.Lock()
 
     def send(self, message: Message) -> None:
-        self._channel.sendall(encode_line(message))
+        with self._sending:
+            self._channel.sendall(encode_line(message))
+
+    def tell_collective(self, under_way: bool, what: str) -> None:
+        """From the witness's thread."""
+        self.send(Collective(self.start.attempt, self.rank, under_way, what))
 
     def run(self) -> int:
         """Exit code. Never raises: what went wrong is sent as `Exited` and printed with its stack."""
@@ -107,19 +116,25 @@ class Worker:
         from .process_group import form
 
         assert preload
+        pace = Pace(self.start.attempt, config.hang, self._stamps())
+        pace.enter("form")
         cpu.prepare()
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         timings = _Timings()
         form(self._meeting(config), float(os.environ.get(ENV_FORMATION_SECONDS, FORMATION_SECONDS)))
         timings.lap("formed")
         formed = time.monotonic()
+        pace.formed(self.start.checkpoint.step if self.start.checkpoint else 0)
+        pace.enter("build")
         checkpoint = self.start.checkpoint
         model, optimizer = assemble(config, fresh=checkpoint is None)
         timings.lap("built")
         position = None
         if checkpoint is not None:
+            pace.enter("load")
             position = load(config, model, optimizer, self._open(config)(config.checkpoint.uri), checkpoint)
             timings.lap("loaded")
+        pace.enter("open")
         samples = self._open_samples(config, self._open(config), Path(self.start.scratch) / "data")
         timings.lap("data opened")
         training = Training(config, model, optimizer, samples, position.iteration if position else 0)
@@ -128,7 +143,13 @@ class Worker:
         attention, _ = attention_backend(config)
         loading = time.monotonic() - formed
         self.send(Started(self.start.attempt, self.rank, training.iteration, attention, loading))
-        train(training, self._on_step(config), lambda: self._save(training), self._asked_to_leave)
+
+        def save() -> None:
+            pace.enter("checkpoint")
+            self._save(training)
+
+        train(training, self._on_step(config), save, self._asked_to_leave, pace)
+        pace.enter("leave")
         # Nobody leaves while a neighbour still waits for its part of the last collective.
         dist.barrier()
         return training.iteration
@@ -140,6 +161,11 @@ class Worker:
                 *lines, self._incoming = (self._incoming + data).split(b"\n")
                 self._leave |= any(isinstance(decode_line(line), Leave) for line in lines)
         return self._leave
+
+    def _stamps(self) -> Callable[[Stamp], None]:
+        if not self.start.stamps:
+            return lambda _: None
+        return StampFile(Path(self.start.stamps), self.rank).write
 
     def _meeting(self, config: TrainingConfig) -> Meeting:
         from .process_group import Meeting
@@ -256,10 +282,10 @@ def enter(
     start: Start, rank: int, channel: socket.socket, listen_fd: int | None, samples: OpenSamples = open_samples
 ) -> int:
     """The process is a worker from here on, forked or spawned. Returns its exit code."""
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)  # stacks, on demand
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True)
-    return Worker(start, rank, channel, listen_fd, samples).run()
+    worker = Worker(start, rank, channel, listen_fd, samples)
+    witness.stand_by(worker.tell_collective)
+    return worker.run()
 
 
 def main() -> int:

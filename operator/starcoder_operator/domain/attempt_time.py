@@ -217,7 +217,7 @@ def _until_the_fault(
     at = next((m for m in members if failed is not None and m.pod_name == failed.pod and m.loss is not None), None)
     silent = _milli(at.lease.age) if at is not None and at.lease is not None else 0
     told = snapshot.status.condition("Training")
-    if told is not None and told.reason == reasons.PEER_LOST:
+    if told is not None and told.reason in (reasons.PEER_LOST, reasons.HANGS):
         silent = max(silent, milliseconds(snapshot.instant or snapshot.now) - milliseconds(told.last_transition_time))
     before = left - silent
     spent = run.heard.spent if run.heard is not None else None

@@ -29,8 +29,10 @@ class Cause(StrEnum):
     CONTAINER_CRASHED = "ContainerCrashed"
     AGENT_RESTARTED = "AgentRestarted"
     STORAGE = "Storage"
+    DATA_STALL = "DataStall"
     AGENT_UNRESPONSIVE = "AgentUnresponsive"
     FENCED = "Fenced"
+    HANG = "Hang"
     FORMATION_TIMEOUT = "FormationTimeout"
     PEER = "Peer"
 
@@ -98,10 +100,19 @@ CAUSES: dict[Cause, Rule] = {
         "the boot id in the Lease is not the one in the assignment", Charge.RUN, Response.RESTART
     ),
     Cause.STORAGE: Rule("agent reports Storage: S3 gave up after retries", Charge.NOBODY, Response.RESTART),
+    Cause.DATA_STALL: Rule(
+        "agent reports DataStall: no progress, and a rank waits for data or a checkpoint",
+        Charge.NOBODY, Response.RESTART,
+    ),
     Cause.AGENT_UNRESPONSIVE: Rule(
         "the agent misses its heartbeats while others are heard", Charge.NOBODY, Response.REPLACE, blames_node=True
     ),
     Cause.FENCED: Rule("HEAD in S3 belongs to a higher attempt", Charge.NOBODY, Response.RESTART),
+    Cause.HANG: Rule(
+        "agent reports Hang: no progress for longer than this attempt's own iterations and failurePolicy.hang allow",
+        Charge.RUN,  # code that hangs at the same place again would do so for ever
+        Response.RESTART, blames_node=True,
+    ),
     Cause.FORMATION_TIMEOUT: Rule(
         "agent reports FormationTimeout: the process group did not form", Charge.RUN, Response.RESTART
     ),
@@ -138,6 +149,13 @@ class Failure:
     """Iterations done before it; None: before the first of its attempt, or not known."""
     fingerprint: str = ""
     """Of an exception of the code's own (`contract.report.Failure.fingerprint`)."""
+    suspicion: tuple[int, ...] = ()
+    """As the agent says: of one cause the smallest explains the others."""
+
+    @property
+    def may_have_another_cause(self) -> bool:
+        """Another member's failure may explain it, and may still be on its way."""
+        return self.cause is Cause.PEER or (self.cause is Cause.HANG and self.suspicion[:1] != (0,))
 
     @property
     def rule(self) -> Rule:
@@ -171,8 +189,8 @@ def find(members: Iterable[MemberView], attempt: int, boot_ids: dict[int, str]) 
 
 
 def primary(failures: Iterable[Failure]) -> Failure | None:
-    """The one that explains the others; of equals the lowest member's."""
-    return min(failures, key=lambda f: (PRECEDENCE[f.cause], f.member), default=None)
+    """The one that explains the others: by cause, then by suspicion; of equals the lowest member's."""
+    return min(failures, key=lambda f: (PRECEDENCE[f.cause], f.suspicion, f.member), default=None)
 
 
 def lost(member: MemberView) -> Failure | None:
@@ -203,7 +221,7 @@ def _of_member(member: MemberView, attempt: int, boot_id: str) -> Failure | None
         where = "" if said.rank is None else f"rank {said.rank}: "
         return sign(
             Cause(said.cause), where + said.message, said.exit_code,
-            iteration=said.iteration, fingerprint=said.fingerprint,
+            iteration=said.iteration, fingerprint=said.fingerprint, suspicion=said.suspicion,
         )  # fmt: skip
     worker = member.worker
     if worker is not None and not worker.ready and worker.exit_code is not None:

@@ -79,7 +79,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class AwaitCause:
-    """Workers lost their peers; the cause may show in a moment."""
+    """Workers lost their peers or wait for them; the cause may show in a moment."""
 
     failure: Failure
     signs: tuple[Failure, ...] = ()
@@ -290,7 +290,7 @@ def _while_running(snapshot: Snapshot, members: tuple[MemberView, ...], current:
             return Stay(f"{len(behind)} of {len(at_work)} members form the group or load")
         why = regrouped(snapshot, members, current)
         return Hold(held(snapshot, members, next_attempt(snapshot)), why, planned=True) if why else Stay()
-    return AwaitCause(first, failures) if first.cause is Cause.PEER else Ended(first, failures)
+    return AwaitCause(first, failures) if first.may_have_another_cause else Ended(first, failures)
 
 
 def _after_leaving(

@@ -272,7 +272,7 @@ def _patience(snapshot: Snapshot, status: StarCoderRunStatus) -> float:
     """Seconds for which the cause of a lost connection is still waited for."""
     told = snapshot.status.condition("Training")
     waited = 0.0
-    if told is not None and told.reason == reasons.PEER_LOST:
+    if told is not None and told.reason in (reasons.PEER_LOST, reasons.HANGS):
         waited = seconds_between(told.last_transition_time, snapshot.now)
     limit = snapshot.spec.failure_policy.max_restarts_without_progress
     return (AWAIT_LAST_CAUSE if status.restarts_without_progress >= limit else AWAIT_CAUSE) - waited

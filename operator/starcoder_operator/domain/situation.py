@@ -11,6 +11,7 @@ from starcoder_trainer.contract.report import Problem
 
 from . import reasons
 from .conditions import Claim
+from .failure import Cause
 from .formation import AwaitCause, BackOff, Decision, Drain, Ended, Finished, Go, Hold, Leave, Stay, Unclear
 from .layout import data_parallel
 from .members import MemberView
@@ -109,7 +110,8 @@ def training(snapshot: Snapshot, at_work: tuple[MemberView, ...], decision: Deci
         case BackOff(message=message):
             return Claim("Training", "False", reasons.BACKING_OFF, message)
         case AwaitCause(failure):
-            return Claim("Training", "Unknown", reasons.PEER_LOST, f"{failure.pod}: {failure.message}")
+            reason = reasons.HANGS if failure.cause is Cause.HANG else reasons.PEER_LOST
+            return Claim("Training", "Unknown", reason, f"{failure.pod}: {failure.message}")
         case Unclear():
             return Claim(
                 "Training",

@@ -84,4 +84,9 @@ def training_config(name: str, namespace: str, uid: str, spec: StarCoderRunSpec)
             path_style=spec.storage.path_style,
             ca_bundle=spec.storage.ca_bundle,
         ),
+        hang=contract.HangConfig(
+            iteration=float(spec.failure_policy.hang.iteration.seconds),
+            first_iteration=float(spec.failure_policy.hang.first_iteration.seconds),
+            checkpoint=float(spec.failure_policy.hang.checkpoint.seconds),
+        ),
     )

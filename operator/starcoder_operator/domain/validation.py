@@ -17,6 +17,9 @@ from starcoder_operator.api.v1alpha1.rules import MAX_NAME_LENGTH, S3_URI
 from .layout import data_parallel, model_parallel
 from .training_config import learning_rates, sequence_length
 
+LEAST_HANG_SECONDS = 5
+"""Agents look at their workers each second and take two to have them say what they wait for."""
+
 
 @dataclass(frozen=True)
 class Violation:
@@ -154,6 +157,16 @@ def patience_is_some_time(spec: StarCoderRunSpec) -> Violations:
         yield Violation("spec.elasticity.patience", patience, "is no time, expected 1s or more")
 
 
+def hangs_are_told_from_work(spec: StarCoderRunSpec) -> Violations:
+    hang = spec.failure_policy.hang
+    said = {"iteration": hang.iteration, "firstIteration": hang.first_iteration, "checkpoint": hang.checkpoint}
+    for field, limit in said.items():
+        if limit.seconds < LEAST_HANG_SECONDS:
+            yield Violation(
+                f"spec.failurePolicy.hang.{field}", limit, "is too short to tell a hang from work, expected 5s or more"
+            )
+
+
 def learning_rate_falls(spec: StarCoderRunSpec) -> Violations:
     peak, last = learning_rates(spec)
     if last > peak:
@@ -259,6 +272,7 @@ RULES: tuple[Callable[[StarCoderRunSpec], Violations], ...] = (
     min_replicas_is_within,
     min_replicas_have_a_layout,
     patience_is_some_time,
+    hangs_are_told_from_work,
     learning_rate_falls,
     warmup_ends,
     endpoint_is_http,

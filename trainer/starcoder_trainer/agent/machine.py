@@ -8,14 +8,17 @@ with a checkpoint first, and ends when that is uploaded and, on the leader, comm
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from starcoder_trainer.agent import stall
 from starcoder_trainer.agent.stopwatch import Stopwatch
 from starcoder_trainer.contract.assignment import Assignment, Offer
-from starcoder_trainer.contract.config import TrainingConfig
+from starcoder_trainer.contract.config import HangConfig, TrainingConfig
 from starcoder_trainer.contract.report import Failure, Problem, Progress, Report, State, Verified
-from starcoder_trainer.contract.worker import Exited, Saved, Start, Started, Step
+from starcoder_trainer.contract.stamp import Stamp
+from starcoder_trainer.contract.worker import Exited, Saved, Sight, Start, Started, Step
 
 NOT_READY_SECONDS = 60.0
 """A fork server imports torch and megatron in 10 to 30 s; longer is told to the operator."""
@@ -40,6 +43,8 @@ class Identity:
     scratch: str
     grace_seconds: float = GRACE_SECONDS
     """From SIGTERM to SIGKILL."""
+    stamps: str = ""
+    """Folder for the workers' stamps, in memory; empty: workers are not watched."""
 
 
 # Events. `now` is in seconds of any clock that only goes forward.
@@ -99,6 +104,28 @@ class WorkersStopped:
     """No worker runs; the answer to `StopWorkers`."""
 
     now: float
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A look at the workers: the stamps of those that could be read."""
+
+    now: float
+    stamps: Mapping[int, Stamp]
+    answered: bool
+    """The fork server has answered since the look before."""
+
+
+@dataclass(frozen=True)
+class Testified:
+    """The answer to `Interrogate`."""
+
+    now: float
+    attempt: int
+    workers: tuple[Sight, ...] | None
+    """None: the fork server did not answer."""
+    where: str
+    """Where stacks are to be found, as the end of a sentence."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +237,8 @@ Event = (
     | WorkerSaved
     | WorkerExited
     | WorkersStopped
+    | Observed
+    | Testified
     | Prepared
     | PrepareHindered
     | FencedOut
@@ -244,6 +273,14 @@ class LeaveWorkers:
     """Have the workers save at the end of this iteration and end well; so will those of all other members."""
 
     attempt: int
+
+
+@dataclass(frozen=True)
+class Interrogate:
+    """The workers hang: have each say what it can (stacks, last collective), and keep it. Answered by `Testified`."""
+
+    overdue: stall.Overdue
+    stamps: Mapping[int, Stamp]
 
 
 @dataclass(frozen=True)
@@ -283,7 +320,7 @@ class Exit:
     """End the agent with exit code 0."""
 
 
-Action = StartWorkers | StopWorkers | LeaveWorkers | QuitWorkers | Prepare | Upload | Commit | Exit
+Action = StartWorkers | StopWorkers | LeaveWorkers | Interrogate | QuitWorkers | Prepare | Upload | Commit | Exit
 
 
 @dataclass
@@ -300,6 +337,8 @@ class _Workers:
     leaving: bool = False
     """They were asked to."""
     stopping: bool = False
+    overdue: stall.Overdue | None = None
+    """They hang, and are being asked why."""
 
 
 class Machine:
@@ -309,6 +348,7 @@ class Machine:
         self._assignment: Assignment | None = None
         self._config: dict[str, Any] = {}
         self._iterations = 0
+        self._floors = HangConfig()
         self._attempt = 0
         self._state: State = "idle"
         self._ready = False
@@ -332,6 +372,7 @@ class Machine:
         self._storage_problem: Problem | None = None
         self._fenced_by: int | None = None
         self._progress: Progress | None = None
+        self._watch: stall.Watch | None = None
         self._stopwatch = Stopwatch(now)
         self._superseded = False
         self._terminated = False
@@ -356,6 +397,12 @@ class Machine:
             problem=self._problem or self._storage_problem,
             fenced_by=self._fenced_by,
         )
+
+    @property
+    def watched(self) -> tuple[int, frozenset[int]] | None:
+        """(attempt, ranks) of workers that run and are to be looked at."""
+        workers = self._workers
+        return None if workers is None or workers.stopping else (workers.attempt, workers.ranks)
 
     @property
     def silent(self) -> bool:
@@ -383,6 +430,10 @@ class Machine:
                 self._worker_exited(message)
             case WorkersStopped() if self._workers and self._workers.stopping:
                 self._stopped(self._workers)
+            case Observed():
+                out += self._observed(event)
+            case Testified(attempt=attempt) if self._running(attempt):
+                self._testified(event)
             case Prepared(attempt=attempt) if attempt == self._prepared_for:
                 self._offer, self._verified, self._problem = event.offer, event.verified, None
             case PrepareHindered(attempt=attempt) if attempt == self._prepared_for:
@@ -440,7 +491,8 @@ class Machine:
             self._problem = self._problem if self._problem and self._problem.reason == "WorkerNotReady" else None
             self._fenced_by = None
         self._assignment, self._config = assignment, config
-        self._iterations = TrainingConfig.from_dict(config).training.iterations
+        read = TrainingConfig.from_dict(config)
+        self._iterations, self._floors = read.training.iterations, read.hang
 
     def _lost(self, failure: Failure, now: float) -> None:
         if self._ready:
@@ -501,6 +553,8 @@ class Machine:
             if workers.finished >= workers.ranks:
                 self._finished(workers.left_at)
             return
+        if workers.overdue is not None and message.failure is not None and message.failure.cause == "Peer":
+            return  # another Pod of the gang that hangs was faster; why it hangs here is known in a moment
         if workers.stopping and (self._state != "failed" or message.exit_code == -signal.SIGKILL):
             return  # killed because we asked for it
         self._fail(
@@ -513,6 +567,22 @@ class Machine:
         self._workers, self._all_finished, self._left_at = None, True, left_at
         if left_at is not None:
             self._progress = replace(self._progress or Progress(), iteration=left_at)
+
+    def _observed(self, event: Observed) -> list[Action]:
+        workers, watch = self._workers, self._watch
+        if workers is None or watch is None or not self._running(watch.attempt):
+            return []
+        overdue = watch.look(event.now, event.stamps, event.answered, workers.finished)
+        known, workers.overdue = workers.overdue, overdue
+        if overdue is None or known is not None:
+            return []
+        return [Interrogate(overdue, dict(watch.stamps))]
+
+    def _testified(self, event: Testified) -> None:
+        assert self._workers is not None
+        assert self._watch is not None
+        if self._workers.overdue is not None:
+            self._fail(stall.explain(self._workers.overdue, self._watch.stamps, event.workers, event.where))
 
     def _refused(self, step: int, message: str) -> None:
         if step >= (self._iterations if self._left_at is None else self._left_at):
@@ -588,7 +658,7 @@ class Machine:
             if assignment.phase == "run" and assignment.offer and self._last_started < assignment.attempt:
                 self._stopwatch.start(now)
                 self._progress = replace(self._progress, spent=None) if self._progress else None
-                out.append(self._start(assignment, assignment.offer, place))
+                out.append(self._start(assignment, assignment.offer, place, now))
         return out
 
     def _told_to_end(self, now: float) -> None:
@@ -662,11 +732,12 @@ class Machine:
         if place != 0:
             self._verified = None
 
-    def _start(self, assignment: Assignment, offer: Offer, place: int) -> StartWorkers:
+    def _start(self, assignment: Assignment, offer: Offer, place: int, now: float) -> StartWorkers:
         per_member = assignment.gpus_per_member
         ranks = tuple(range(place * per_member, (place + 1) * per_member))
         first = offer.checkpoint.step if offer.checkpoint else 0
         self._workers = _Workers(assignment.attempt, frozenset(ranks), first)
+        self._watch = stall.Watch(assignment.attempt, ranks, self._floors, now)
         self._last_started = assignment.attempt
         self._state = "starting"
         return StartWorkers(
@@ -680,6 +751,7 @@ class Machine:
                 config=self._config,
                 scratch=self.me.scratch,
                 interface_address=self.me.address,
+                stamps=self.me.stamps,
             ),
             as_leader=place == 0,
         )

@@ -110,6 +110,7 @@ async def serve(settings: Settings, api_client: client.ApiClient, check_data: Ch
         address=settings.pod_ip,
         scratch=settings.scratch,
         grace_seconds=settings.grace_seconds,
+        stamps=str(settings.worker_socket.parent / "stamps"),
     )
     context: dict[str, object] = {"run": settings.run, "member": settings.member, "attempt": 0, "iteration": 0}
     log_json(context)

@@ -21,6 +21,7 @@ from starcoder_trainer.agent.channel import Channel, NotConnected
 from starcoder_trainer.agent.committer import Committer
 from starcoder_trainer.agent.ledger import Claimed, Ledger
 from starcoder_trainer.agent.metrics import Metrics
+from starcoder_trainer.agent.observer import Observer
 from starcoder_trainer.agent.upload import Uploader, Uploads, delete_leftovers
 from starcoder_trainer.contract.assignment import Assignment
 from starcoder_trainer.contract.config import StorageConfig, TrainingConfig
@@ -32,6 +33,7 @@ from starcoder_trainer.contract.worker import (
     Quit,
     Ready,
     Saved,
+    Seen,
     Start,
     Started,
     Step,
@@ -84,6 +86,9 @@ class Supervisor:
         self._world_size = 1
         self._uploader = Uploader(around.member, self._checkpoints, self.post, self._on_uploaded, clock)
         self._committer = Committer(self._ledger, lambda: self._checkpoints().uri, self.post, clock)
+        self._observer = Observer(
+            me, around.member, lambda: self._machine.watched, self._channel.send, self._checkpoints, self.post, clock
+        )
         self._reported: Report | None = None
         self._started: dict[int, tuple[int, ...]] = {}
         """Attempt -> local ranks, of attempts whose local files may still be there."""
@@ -118,7 +123,13 @@ class Supervisor:
         self._publish()
         try:
             async with asyncio.TaskGroup() as self._tasks:
-                for service in (self._channel.run(), self._uploader.run(), self._committer.run(), self._tick()):
+                for service in (
+                    self._channel.run(),
+                    self._uploader.run(),
+                    self._committer.run(),
+                    self._observer.run(),
+                    self._tick(),
+                ):
                     self._tasks.create_task(service)
                 while await self._handle(await self._events.get()):
                     pass
@@ -136,7 +147,7 @@ class Supervisor:
         actions = self._machine.handle(event)
         self._publish()
         for action in actions:
-            log.info("%s", action if not isinstance(action, m.StartWorkers) else f"start ranks {action.start.ranks}")
+            log.info("%s", _named(action))
             if isinstance(action, m.Exit):
                 return False
             await self._carry_out(action)
@@ -151,6 +162,9 @@ class Supervisor:
                 await self._send(Stop(attempt), None)
             case m.LeaveWorkers(attempt):
                 await self._send(Leave(attempt), None)
+            case m.Interrogate():
+                assert self._tasks is not None
+                self._tasks.create_task(self._observer.interrogate(action))
             case m.QuitWorkers():
                 await self._send(Quit(), None)
             case m.Prepare(attempt, config):
@@ -236,6 +250,8 @@ class Supervisor:
             case Exited():
                 log.log(logging.WARNING if message.exit_code else logging.INFO, "%s", message)
                 self.post(m.WorkerExited(now, message))
+            case Seen():
+                self._observer.seen(message)
             case Stopped():
                 self.post(m.WorkersStopped(now))
             case Terminating():
@@ -289,3 +305,13 @@ class Supervisor:
         if self._listener is not None:
             self._listener[1].close()
             self._listener = None
+
+
+def _named(action: m.Action) -> str:
+    """For the log: no configuration, no stacks."""
+    match action:
+        case m.StartWorkers(start):
+            return f"start ranks {start.ranks}"
+        case m.Interrogate(overdue):
+            return f"no progress: {overdue}"
+    return str(action)

@@ -104,6 +104,19 @@ class ParallelismConfig:
 
 
 @dataclass(frozen=True)
+class HangConfig:
+    """Least seconds after which no progress is taken for a hang; what this attempt's own iterations took, several
+    times, is allowed in any case (starcoder_trainer.pace)."""
+
+    iteration: float = 120.0
+    """Longer than an S3 client keeps trying (about 95 s): where that gives up by itself, its error says more."""
+    first_iteration: float = 900.0
+    """From the process group's formation: building, loading, compiling, opening the data."""
+    checkpoint: float = 600.0
+    """An iteration that a checkpoint stands before."""
+
+
+@dataclass(frozen=True)
 class RunIdentity:
     name: str
     namespace: str
@@ -119,3 +132,4 @@ class TrainingConfig(Document):
     parallelism: ParallelismConfig
     checkpoint: CheckpointConfig
     storage: StorageConfig
+    hang: HangConfig = HangConfig()

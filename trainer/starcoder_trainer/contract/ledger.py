@@ -20,6 +20,11 @@ def shard_manifest_key(attempt: int, step: int, member: int) -> str:
     return f"{checkpoint_prefix(attempt, step)}/shard-{member:05d}.json"
 
 
+def stacks_key(attempt: int, member: int) -> str:
+    """What a member's workers said when their attempt hung. Beside the checkpoints of the attempt, never among them."""
+    return f"a{attempt}/stacks/member-{member:05d}.txt"
+
+
 def digest_of(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 

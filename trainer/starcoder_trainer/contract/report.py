@@ -15,10 +15,20 @@ gang was asked to leave; their checkpoint is uploaded and, on the leader, in HEA
 everything is uploaded and, on the leader, the last checkpoint is in HEAD."""
 
 Cause = Literal[
-    "UserError", "Crash", "DeviceError", "OutOfMemory", "Storage", "Peer", "FormationTimeout", "AgentRestarted"
+    "UserError",
+    "Crash",
+    "DeviceError",
+    "OutOfMemory",
+    "Storage",
+    "DataStall",
+    "Hang",
+    "Peer",
+    "FormationTimeout",
+    "AgentRestarted",
 ]
 """Why workers ended, as the agent saw it. DeviceError: CUDA, NCCL or the GPU under them. Peer: this rank ended because
-another's connection broke, so the cause is elsewhere."""
+another's connection broke, so the cause is elsewhere. DataStall, Hang: no progress for longer than the attempt allows,
+because a rank waits for the store, or for another reason."""
 
 ProblemReason = Literal[
     "CredentialsMissing",
@@ -52,6 +62,9 @@ class Failure:
     fingerprint: str = ""
     """Of an exception that the code itself raised (not the device, the network or storage): 16 hex digits, the same for
     the same error at the same place. Empty: a signal, or not the code's."""
+    suspicion: tuple[int, ...] = ()
+    """How surely this member is the one that keeps the others waiting: of failures of one cause in one attempt the
+    smallest explains the others. Starts with 0 where nothing but this member can be the cause."""
 
 
 @dataclass(frozen=True)

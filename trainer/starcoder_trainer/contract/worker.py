@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from .assignment import CheckpointRef, Layout
 from .codec import ContractError, Document
@@ -32,6 +32,8 @@ class Start(Document):
     """Folder for local checkpoints and the data cache."""
     interface_address: str
     """Own Pod IP: the network interface of collectives is the one that has it."""
+    stamps: str = ""
+    """Folder in which each worker keeps its stamp (contract/stamp.py); empty: none."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,15 @@ class Leave(Document):
     """Agent -> server -> its workers: save at the end of this iteration, with all ranks of the gang, and end well."""
 
     attempt: int
+
+
+@dataclass(frozen=True)
+class Look(Document):
+    """Agent -> server: tell how the workers' processes are. Without `stacks` the answer comes at once."""
+
+    attempt: int
+    stacks: bool = False
+    """Have each worker that can answer write the stacks of its threads, to the container's log and into the answer."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +127,42 @@ class Saved(Document):
 
 
 @dataclass(frozen=True)
+class Collective(Document):
+    """Worker, asked by a signal: the last collective that it entered."""
+
+    attempt: int
+    rank: int
+    under_way: bool
+    """It has not ended."""
+    what: str
+    """As a sentence about the rank, without its subject."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """One worker as the server sees it from outside, and what it could still say."""
+
+    rank: int
+    pid: int
+    state: str
+    """The kernel's letter (`R` runs, `S` sleeps, `D` waits for a device or a disk, `T` is stopped); empty: unknown."""
+    waits_in: str = ""
+    """The kernel's function that it sleeps in, where that is told."""
+    stacks: str = ""
+    collective: Collective | None = None
+
+
+@dataclass(frozen=True)
+class Seen(Document):
+    """Server -> agent, answer to `Look`."""
+
+    attempt: int
+    workers: tuple[Sight, ...]
+    stacks: bool = False
+    """As it was asked."""
+
+
+@dataclass(frozen=True)
 class Exited(Document):
     """Server: a worker ended and was reaped. `failure` is None where it ended well."""
 
@@ -135,10 +182,23 @@ class Stopped(Document):
     attempt: int
 
 
-Message = Start | Stop | Leave | Quit | Ready | Terminating | Started | Step | Saved | Exited | Stopped
-_TYPES: dict[str, type[Message]] = {
-    t.__name__: t for t in (Start, Stop, Leave, Quit, Ready, Terminating, Started, Step, Saved, Exited, Stopped)
-}
+Message = (
+    Start
+    | Stop
+    | Leave
+    | Look
+    | Quit
+    | Ready
+    | Terminating
+    | Started
+    | Step
+    | Saved
+    | Collective
+    | Seen
+    | Exited
+    | Stopped
+)
+_TYPES: dict[str, type[Message]] = {t.__name__: t for t in get_args(Message)}
 
 
 def encode_line(message: Message) -> bytes:

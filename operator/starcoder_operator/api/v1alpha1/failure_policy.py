@@ -26,6 +26,19 @@ class NodeAvoidance(ApiModel):
     """How long such a node is avoided. 0s: none ever is."""
 
 
+class Hang(ApiModel):
+    """Shortest times without progress after which an attempt is taken to hang and is restarted. What nearly all
+    iterations of the attempt took, 8 times, is allowed in any case."""
+
+    iteration: Duration = Duration("2m")
+    """From one iteration to the next."""
+    first_iteration: Duration = Duration("15m")
+    """From the process group's formation to the end of the first iteration: building, loading, compiling, opening the
+    data. Also for each of the next two."""
+    checkpoint: Duration = Duration("10m")
+    """From one iteration to the next with a checkpoint between them."""
+
+
 class FailurePolicy(ApiModel):
     """When to give up, and what is done until then."""
 
@@ -34,3 +47,4 @@ class FailurePolicy(ApiModel):
     of nodes are never charged."""
     backoff: Backoff = Backoff()
     node_avoidance: NodeAvoidance = NodeAvoidance()
+    hang: Hang = Hang()

@@ -178,6 +178,15 @@ def elasticity_rules() -> Iterator[Rule]:
     )
 
 
+def hang_rules() -> Iterator[Rule]:
+    for field in ("iteration", "firstIteration", "checkpoint"):
+        yield rule(
+            f"spec.failurePolicy.hang.{field}",
+            "duration(self) >= duration('5s')",
+            f"spec.failurePolicy.hang.{field}: {{self}} is too short to tell a hang from work, expected 5s or more",
+        )
+
+
 def training_rules() -> Iterator[Rule]:
     yield rule(
         "spec.training",
@@ -314,6 +323,7 @@ def rules() -> tuple[Rule, ...]:
     return (
         *name_rules(),
         *layout_rules(),
+        *hang_rules(),
         *elasticity_rules(),
         *training_rules(),
         *place_rules(),
