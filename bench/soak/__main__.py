@@ -22,7 +22,7 @@ from examples.demo import stages
 from tests.support.cluster import Run, manifest, until
 
 from .faults import Fault, draw
-from .judge import History, Verdict, judge
+from .judge import History, Verdict, judge, unaccounted
 from .losses import Losses
 
 REPLICAS = 2
@@ -84,7 +84,8 @@ def _soak(cluster: Cluster, settings: Settings) -> int:
         cluster.mend()
         before = run.head().entries[-1].step
         until(lambda: _seen(run, losses, history) > before + 20, "it trains on after the faults", SETTLE, run.describe)
-        last = run.status
+        last = run.get()
+        left_out = unaccounted(last)
     finally:
         losses.close()
     end = max(losses.by_iteration)
@@ -96,8 +97,9 @@ def _soak(cluster: Cluster, settings: Settings) -> int:
         until(lambda: _followed(calm, calm_losses), "the undisturbed run ends", 3600, calm.describe)
     finally:
         calm_losses.close()
-    verdict = judge(history, list(losses.starts.values()), losses.by_iteration, calm_losses.by_iteration, REPLICAS)
-    _report(history, verdict, last, settings)
+    starts = list(losses.starts.values())
+    verdict = judge(history, starts, losses.by_iteration, calm_losses.by_iteration, pods=REPLICAS, unaccounted=left_out)
+    _report(history, verdict, last["status"], settings)
     return 0 if verdict.good else 1
 
 
@@ -164,6 +166,7 @@ def _report(history: History, verdict: Verdict, status: dict[str, Any], settings
                 "losses_different": len(verdict.different),
                 "layouts": sorted(history.layouts),
                 "ettr": goodput.get("ratio"),
+                "unaccounted": round(verdict.unaccounted, 4),
                 "good": verdict.good,
             }
         ),

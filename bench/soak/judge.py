@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
 
 TOLERANCE = 1e-4
 """Of a loss (fp32, dropout 0) where the layout changed on the way; without that it is equal bitwise."""
+
+UNACCOUNTED = 0.01
 
 
 @dataclass
@@ -30,14 +34,23 @@ class Verdict:
     different: tuple[str, ...]
     """Iterations whose loss is not that of the undisturbed run, with both."""
     compared: int
+    unaccounted: float
+    """Share of the run's life that is in no bucket of status.goodput, or in two."""
 
     @property
     def good(self) -> bool:
-        return not self.lost and not self.restarts_at_zero and not self.different and self.compared > 0
+        lost = self.lost or self.restarts_at_zero or self.different or self.unaccounted > UNACCOUNTED
+        return not lost and self.compared > 0
 
 
 def judge(
-    history: History, starts: list[int], disturbed: dict[int, set[str]], calm: dict[int, set[str]], pods: int
+    history: History,
+    starts: list[int],
+    disturbed: dict[int, set[str]],
+    calm: dict[int, set[str]],
+    *,
+    pods: int,
+    unaccounted: float = 0.0,
 ) -> Verdict:
     """
     Args:
@@ -54,7 +67,15 @@ def judge(
         for i, said in sorted(disturbed.items())
         if i in calm and not _equal(said, calm[i], exact=exact)
     )
-    return Verdict(lost, at_zero, different, len(disturbed.keys() & calm.keys()))
+    return Verdict(lost, at_zero, different, len(disturbed.keys() & calm.keys()), unaccounted)
+
+
+def unaccounted(run: dict[str, Any]) -> float:
+    """Share of a run's life, up to where its account goes, that the buckets leave out or count twice."""
+    goodput = run["status"]["goodput"]
+    created, as_of = (datetime.fromisoformat(t) for t in (run["metadata"]["creationTimestamp"], goodput["asOf"]))
+    lived, accounted = (as_of - created).total_seconds(), float(sum(goodput["buckets"].values()))
+    return abs(lived - accounted) / lived
 
 
 def _equal(said: set[str], expected: set[str], *, exact: bool) -> bool:

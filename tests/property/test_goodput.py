@@ -39,7 +39,12 @@ class Life:
     """A run whose operator has a clock of its own."""
 
     def __init__(self) -> None:
-        spec = runs.run(workers__replicas=2, training__globalBatchSize=16, training__iterations=200).spec
+        spec = runs.run(
+            workers__replicas=2,
+            training__globalBatchSize=16,
+            training__iterations=200,
+            elasticity={"minReplicas": 1, "spares": 1, "patience": "5s", "growBack": {"interval": "10s"}},
+        ).spec
         self.cluster = SimulatedCluster(spec, nodes=3)
         self.skew = 0
         """Milliseconds that the operator's clock is ahead."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bench.soak.judge import History, judge
+import pytest
+
+from bench.soak.judge import History, judge, unaccounted
 
 CALM = {1: {"5.0"}, 2: {"4.5"}, 3: {"4.0"}}
 
@@ -38,3 +40,15 @@ def test_across_layouts_losses_may_differ_by_rounding_alone() -> None:
 
 def test_nothing_compared_is_not_good() -> None:
     assert not judge(History(verified=[10]), [], {}, CALM, pods=2).good
+
+
+def test_seconds_that_are_in_no_bucket_or_in_two_are_not_good() -> None:
+    def run(**buckets: float) -> dict[str, object]:
+        goodput = {"asOf": "2026-01-01T00:01:40.000Z", "buckets": buckets}
+        return {"metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"}, "status": {"goodput": goodput}}
+
+    assert unaccounted(run(queued=10.0, training=90.0)) == 0
+    assert unaccounted(run(queued=10.0, training=85.0)) == pytest.approx(0.05)
+    assert unaccounted(run(queued=10.0, training=95.0)) == pytest.approx(0.05)
+    assert judge(History(verified=[10]), [], {1: {"5.0"}}, CALM, pods=2, unaccounted=0.009).good
+    assert not judge(History(verified=[10]), [], {1: {"5.0"}}, CALM, pods=2, unaccounted=0.05).good

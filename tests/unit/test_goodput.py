@@ -228,3 +228,23 @@ def test_time_alone_is_no_news_and_a_change_of_what_the_run_is_at_is() -> None:
     run.cluster.nodes["late"] = NodeView("late", True, False, ())
     at_once = run.round().round().status
     assert without_time(at_once) != without_time(first)
+
+
+def test_a_suspect_was_silent_for_as_many_beats_as_make_it_one() -> None:
+    """Iterations take a minute here; the relay's agent said in its last renewal but one that it heard them all."""
+    run = long_run().with_spec(training__logEveryIterations=5).training()
+    for _ in range(20):
+        run.round(MINUTE).passes()
+    before = run.seconds
+    run.waits(-MINUTE).beats(40)
+    node = run.pod(1).view.node
+    run.node_dies(node, noticed=False)
+    for _ in range(10):
+        if run.status.restarts.total:
+            break
+        run.beats(1).passes()
+    assert run.status.restarts.by_cause == {"AgentUnresponsive": 1}
+    detecting = run.status.recoveries[-1].seconds.detecting
+    assert detecting is not None
+    assert USUAL.suspected <= detecting <= USUAL.suspected + 2
+    assert more(run, before)["training"] == pytest.approx(40, abs=2)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
+from starcoder_operator.api.v1alpha1 import LastFailure, StarCoderRunStatus
 from starcoder_operator.api.v1alpha1.goodput import Bucket, Goodput, Reported
 from starcoder_trainer.contract.assignment import Assignment
 from starcoder_trainer.contract.report import Spent, State
 
 from . import reasons
+from .hearing import Limits
 from .layout import data_parallel
 from .members import MemberView
 from .snapshot import Snapshot, own_assignment
@@ -133,12 +134,20 @@ def _heard(snapshot: Snapshot, current: Assignment, *, leader_only: bool) -> Hea
     return found
 
 
-def shares_of(
-    snapshot: Snapshot, members: tuple[MemberView, ...], status: StarCoderRunStatus, run: Run, elapsed: int
-) -> Shares:
+def silence(members: tuple[MemberView, ...], failed: LastFailure | None, limits: Limits) -> float:
+    """Seconds for which the member that failed was not heard; 0 where it said itself that it failed."""
+    lost = next((m for m in members if failed is not None and m.pod_name == failed.pod and m.loss is not None), None)
+    if lost is None or lost.lease is None:
+        return 0.0
+    # Whoever is suspected had missed so many beats when others began to say so.
+    return max(lost.lease.age, limits.suspected) if lost.suspect else lost.lease.age
+
+
+def shares_of(snapshot: Snapshot, silent: float, status: StarCoderRunStatus, run: Run, elapsed: int) -> Shares:
     """What went into what; where the attempt goes on, no more than was reported.
 
     Args:
+        silent: seconds for which the member that failed was not heard, where the attempt has failed.
         status: as it is to be written.
         elapsed: milliseconds since the last account.
     """
@@ -151,7 +160,7 @@ def shares_of(
     if heard is not None and heard.state in ENDED_WELL:
         return _joined(shares, {"detecting": left})
     if status.restarts.total > snapshot.status.restarts.total:
-        unheard = _until_the_fault(snapshot, members, status, run, left)
+        unheard = _until_the_fault(snapshot, _milli(silent), run, left)
         return _joined(shares, _under_way(run, unheard), {"detecting": left - unheard})
     if status.state == "Succeeded":
         return _joined(shares, {"checkpointStall": left})
@@ -208,14 +217,9 @@ def _new(run: Run, part: int) -> Shares:
     return {"training": training, "degraded": part - training}
 
 
-def _until_the_fault(
-    snapshot: Snapshot, members: tuple[MemberView, ...], status: StarCoderRunStatus, run: Run, left: int
-) -> int:
+def _until_the_fault(snapshot: Snapshot, silent: int, run: Run, left: int) -> int:
     """Of the milliseconds that nobody reported, those before the fault: up to the first sign of it, and no more than an
     iteration usually takes, since one that was done would have been reported."""
-    failed = status.last_failure
-    at = next((m for m in members if failed is not None and m.pod_name == failed.pod and m.loss is not None), None)
-    silent = _milli(at.lease.age) if at is not None and at.lease is not None else 0
     told = snapshot.status.condition("Training")
     if told is not None and told.reason in (reasons.PEER_LOST, reasons.HANGS):
         silent = max(silent, milliseconds(snapshot.instant or snapshot.now) - milliseconds(told.last_transition_time))

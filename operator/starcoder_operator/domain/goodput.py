@@ -16,7 +16,8 @@ from starcoder_operator.api.v1alpha1.goodput import Bucket, Buckets, Goodput
 from starcoder_trainer.contract.assignment import Assignment
 
 from . import backoff, recovery
-from .attempt_time import ACTIVE, Run, Shares, run_of, shares_of
+from .attempt_time import ACTIVE, Run, Shares, run_of, shares_of, silence
+from .hearing import Limits
 from .members import MemberView
 from .seats import taking_part
 from .situation import first_problem
@@ -27,13 +28,18 @@ OVER = ("Succeeded", "Failed")
 
 
 def accounted(
-    snapshot: Snapshot, members: tuple[MemberView, ...], status: StarCoderRunStatus, written: Assignment | None
+    snapshot: Snapshot,
+    members: tuple[MemberView, ...],
+    status: StarCoderRunStatus,
+    written: Assignment | None,
+    limits: Limits,
 ) -> StarCoderRunStatus:
     """`status` with its account taken to now, and the records of its recoveries.
 
     Args:
         status: as it is to be written otherwise.
         written: the assignment as it will be after this pass.
+        limits: by which silent agents were judged.
     """
     if snapshot.status.state in OVER:
         return status
@@ -43,7 +49,7 @@ def accounted(
     if run is None:
         shares: Shares = {account.bucket or "queued": elapsed}
     else:
-        shares = shares_of(snapshot, members, status, run, elapsed)
+        shares = shares_of(snapshot, silence(members, status.last_failure, limits), status, run, elapsed)
     recoveries = recovery.recorded(snapshot, status, written=written, run=run, shares=shares, now=now)
     reached = max(account.reached, run.heard.iteration if run is not None and run.heard is not None else 0)
     buckets = _sum(account.buckets, shares)

@@ -100,7 +100,7 @@ def plan(snapshot: Snapshot, *, limits: Limits = USUAL) -> Plan:
     written = next((a.assignment for a in outcome.actions if isinstance(a, WriteAssignment)), own_assignment(snapshot))
     if outcome.status.draining is not None and not (written is not None and written.phase in ("run", "drain")):
         outcome = replace(outcome, status=outcome.status.model_copy(update={"draining": None}))
-    after = goodput.accounted(snapshot, members, _told(snapshot, outcome), written)
+    after = goodput.accounted(snapshot, members, _told(snapshot, outcome), written, limits)
     return Plan(after, (*story.told(snapshot.status, after), *outcome.actions), outcome.look_again)
 
 
