@@ -248,3 +248,20 @@ def test_a_suspect_was_silent_for_as_many_beats_as_make_it_one() -> None:
     assert detecting is not None
     assert USUAL.suspected <= detecting <= USUAL.suspected + 2
     assert more(run, before)["training"] == pytest.approx(40, abs=2)
+
+
+def test_a_suspended_run_trains_nothing_again() -> None:
+    run = make_run().workers(2).until(lambda s: s.iteration % 10 == 5)
+    before = run.suspended().until(lambda s: s.state == "Suspended").seconds
+    run.waits(HOUR).suspended(False).until(lambda s: s.iteration >= 60)
+    assert more(run, before)["suspended"] == pytest.approx(HOUR, abs=2)
+    assert "retraining" not in run.seconds
+
+
+def test_what_a_leaving_gang_waited_for_its_checkpoint_stalled() -> None:
+    run = make_run().workers(2).until(lambda s: s.iteration % 10 == 5)
+    run.holds_up(1, "upload").suspended()
+    before = run.until_quiet(5).seconds
+    run.waits(4 * MINUTE).passes().waits(MINUTE).passes()
+    assert run.phase == "stop"
+    assert more(run, before) == {"checkpointStall": pytest.approx(5 * MINUTE, abs=10)}

@@ -168,3 +168,10 @@ def test_a_wait_between_repeated_failures_is_no_time_of_forming() -> None:
     placing = recovered(run).status.recoveries[-1].seconds.placing
     assert placing is not None
     assert wait - 1 <= placing <= wait + 2
+
+
+def test_a_pod_that_was_evicted_costs_no_iteration() -> None:
+    run = recovered(running().evicted(1))
+    (record,) = run.status.recoveries
+    assert (record.cause, record.iterations_lost) == ("Disrupted", 0)
+    assert run.seconds.get("retraining", 0.0) == 0

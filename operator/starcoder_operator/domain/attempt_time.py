@@ -5,7 +5,7 @@ Reports say it in cumulative seconds of the agent's own clock; only differences 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starcoder_operator.api.v1alpha1 import LastFailure, StarCoderRunStatus
 from starcoder_operator.api.v1alpha1.goodput import Bucket, Goodput, Reported
@@ -115,10 +115,11 @@ def resumed_at(assignment: Assignment) -> int:
 
 def _heard(snapshot: Snapshot, current: Assignment, *, leader_only: bool) -> Heard | None:
     """The leader's word; once the attempt has ended, that of the member that came furthest: the leader may be what was
-    lost."""
+    lost. As long as one still sees to its checkpoint, all wait for it."""
     boot_ids = {place.boot_id for place in current.members if place.boot_id}
     best: tuple[bool, float, int] | None = None
     found: Heard | None = None
+    leaving = False
     for lease in snapshot.leases:
         report = lease.report
         if report is None or report.attempt != current.attempt or report.boot_id not in boot_ids:
@@ -131,7 +132,8 @@ def _heard(snapshot: Snapshot, current: Assignment, *, leader_only: bool) -> Hea
         rank = (progress.spent is not None, progress.spent.total if progress.spent else 0.0, progress.iteration)
         if best is None or rank > best:
             best, found = rank, Heard(progress.iteration, report.state, progress.spent)
-    return found
+        leaving |= report.state == "draining"
+    return replace(found, state="draining") if found is not None and leaving else found
 
 
 def silence(members: tuple[MemberView, ...], failed: LastFailure | None, limits: Limits) -> float:
@@ -162,7 +164,7 @@ def shares_of(snapshot: Snapshot, silent: float, status: StarCoderRunStatus, run
     if status.restarts.total > snapshot.status.restarts.total:
         unheard = _until_the_fault(snapshot, _milli(silent), run, left)
         return _joined(shares, _under_way(run, unheard), {"detecting": left - unheard})
-    if status.state == "Succeeded":
+    if status.state == "Succeeded" or (heard is not None and heard.state == "draining"):
         return _joined(shares, {"checkpointStall": left})
     return _joined(shares, _under_way(run, left))
 
