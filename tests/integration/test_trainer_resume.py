@@ -13,7 +13,7 @@ from starcoder_trainer.contract.assignment import CheckpointRef, Layout
 from starcoder_trainer.contract.config import TrainingConfig
 from starcoder_trainer.contract.ledger import MANIFEST, Manifest, checkpoint_prefix
 from starcoder_trainer.model.transformer import parameter_count
-from tests.support.trainer import commit, make_config, resume, run_ranks, train_and_save
+from tests.support.trainer import ONE, commit, make_config, resume, run_ranks, train_and_save
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +60,7 @@ def resumed(run: Run, layout: Layout, **changes: Any) -> list[float]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[Layout, Run]:
-    layouts = (DATA_2, TENSOR_2, TENSOR_2_DATA_2)
+    layouts = (DATA_2, DATA_3, TENSOR_2, TENSOR_2_DATA_2)
     return {layout: run(layout, tmp_path_factory.mktemp("run")) for layout in layouts}
 
 
@@ -80,14 +80,18 @@ def test_in_the_same_layout_losses_weights_and_moments_are_bitwise_those_of_the_
 @pytest.mark.parametrize(
     ("old", "new"),
     [
+        (DATA_2, ONE),
+        (DATA_3, DATA_2),
         (DATA_2, DATA_3),
         (DATA_2, TENSOR_2_DATA_2),
         (TENSOR_2, PIPELINE_2),
         (TENSOR_2_DATA_2, DATA_3),
         (TENSOR_2_DATA_2, Layout(1, 2, 2)),
     ],
-    ids=["data 2 -> 3", "data 2 -> tensor 2 x data 2", "tensor 2 -> pipeline 2", "tensor 2 x data 2 -> data 3",
-         "tensor 2 x data 2 -> pipeline 2 x data 2"],
+    ids=[
+        "shrunk, data 2 -> 1", "shrunk, data 3 -> 2", "grown, data 2 -> 3", "data 2 -> tensor 2 x data 2",
+        "tensor 2 -> pipeline 2", "tensor 2 x data 2 -> data 3", "tensor 2 x data 2 -> pipeline 2 x data 2",
+    ],
 )  # fmt: skip
 def test_in_another_layout_losses_are_within_a_millionth(runs: dict[Layout, Run], old: Layout, new: Layout) -> None:
     assert resumed(runs[old], new) == pytest.approx(runs[old].losses[SAVED_AT:], abs=1e-6, rel=0)
