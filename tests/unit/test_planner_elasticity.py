@@ -14,6 +14,7 @@ from starcoder_operator.domain.planner import plan
 from starcoder_operator.domain.progress import newest_verified
 from starcoder_operator.domain.sizing import STARTING
 from starcoder_operator.domain.timestamps import seconds_between
+from starcoder_trainer.agent.machine import NOT_READY_SECONDS, Ticked, WorkersReady
 from tests.support.scenarios import Scenario, make_run
 from tests.support.simulated_cluster import EPOCH
 
@@ -146,6 +147,32 @@ def test_survivors_are_told_to_hold_before_the_spare_s_successor_is_made() -> No
     assert run.last is not None
     first = next(a for a in run.last.actions if not isinstance(a, EmitEvent))
     assert isinstance(first, WriteAssignment)
+
+
+def fork_server_hangs(run: Scenario, member: int) -> Scenario:
+    """It has not answered for longer than preloading takes."""
+    machine = run.pod(member).agent.machine
+    machine._ready, machine._waiting_since = False, run.cluster.world.now - NOT_READY_SECONDS
+    machine.handle(Ticked(run.cluster.world.now))
+    return run
+
+
+@pytest.mark.parametrize("member", [0, 1])
+def test_a_member_whose_workers_can_t_start_gives_its_place_to_one_that_stands_by(member: int) -> None:
+    run = make_run().workers(2).spares(1).on_nodes(3).with_spec(training__iterations=10**6).training()
+    fork_server_hangs(run.worker_fails(member), member)
+    run.until(lambda s: s.restarts.total == 1).training()
+    assert run.at_work == [2 if i == member else i for i in range(2)]
+    assert run.status.restarts.total == 1
+
+
+def test_members_whose_workers_can_t_start_keep_their_places_where_nobody_stands_by() -> None:
+    run = make_run().workers(2).training()
+    fork_server_hangs(run.worker_fails(1), 1).until_quiet(20)
+    attempt = run.status.attempt
+    assert run.said("Training") == ("False", "WorkerNotReady")
+    run.pod(1).agent.tell(WorkersReady(run.cluster.world.now))
+    assert run.training().status.attempt == attempt
 
 
 def test_a_run_with_spares_that_is_suspended_gives_them_back_too() -> None:

@@ -20,7 +20,7 @@ from .layout import layout_of
 from .leaving import Leaving, leaving, reason_to_leave
 from .members import MemberView, all_silent
 from .relay import with_relay
-from .seats import seated, taking_part
+from .seats import is_gone, seated, taking_part, vacated
 from .sizing import gang_size, regrouped
 from .snapshot import Snapshot, own_assignment
 
@@ -202,8 +202,11 @@ def _broken(snapshot: Snapshot, members: tuple[MemberView, ...], current: Assign
         member = members[place.index]
         if place.boot_id and member.boot_id and member.boot_id != place.boot_id:
             return f"the agent of member {place.index} was started again"
-        if place.boot_id and place == current.leader and _is_gone(member):
-            return f"the leader was lost: {member.loss.message if member.loss else f'Pod {member.pod_name} is new'}"
+    leader = members[current.leader.index]
+    if current.leader.boot_id and is_gone(leader):
+        return f"the leader was lost: {leader.loss.message if leader.loss else f'Pod {leader.pod_name} is new'}"
+    if current.leader.boot_id and not vacated(current.members, members, pool_size(snapshot.spec))[0].boot_id:
+        return f"the leader's workers can't start in Pod {leader.pod_name}, and another member stands by"
     return ""
 
 
@@ -213,7 +216,7 @@ def _filled_in(snapshot: Snapshot, members: tuple[MemberView, ...], current: Ass
     New agents are put in when the leader is found and when all are, not one by one: the object is watched by every
     agent, and a large gang answers over many passes.
     """
-    kept = tuple(replace(place, boot_id="") if _is_gone(members[place.index]) else place for place in current.members)
+    kept = vacated(current.members, members, pool_size(snapshot.spec))
     size = gang_size(snapshot, members)
     known = seated(kept, members[: pool_size(snapshot.spec)], size)
     if size != len(kept):
@@ -222,11 +225,6 @@ def _filled_in(snapshot: Snapshot, members: tuple[MemberView, ...], current: Ass
     if leader_found or all(place.boot_id for place in known):
         return replace(current, members=known)
     return replace(current, members=kept)
-
-
-def _is_gone(member: MemberView) -> bool:
-    """The agent that its place names, if any, will not answer again."""
-    return member.loss is not None or member.report is None
 
 
 def _explanation(snapshot: Snapshot, members: tuple[MemberView, ...]) -> Failure | None:

@@ -69,6 +69,12 @@ class MemberView:
         return self.loss is None and self.report is not None and not self.stale
 
     @property
+    def fit(self) -> bool:
+        """Live, and nothing is known to keep its workers from starting."""
+        problem = self.report.problem if self.report else None
+        return self.live and (problem is None or problem.reason != "WorkerNotReady")
+
+    @property
     def boot_id(self) -> str:
         """Of the live agent, else empty."""
         return self.report.boot_id if self.live and self.report else ""

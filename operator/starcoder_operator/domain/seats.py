@@ -16,7 +16,7 @@ from .members import MemberView
 
 
 def seated(places: Iterable[Member], pool: tuple[MemberView, ...], size: int) -> tuple[Member, ...]:
-    """`size` places: those that are held stay as they are, open ones go to whoever is live.
+    """`size` places: those that are held stay as they are, open ones go to whoever is fit, best to their own member.
 
     A place that nobody can take yet stays open under the index of the member whose Pod is waited for.
 
@@ -25,14 +25,34 @@ def seated(places: Iterable[Member], pool: tuple[MemberView, ...], size: int) ->
         pool: members that may take part, by index.
         size: how many take part.
     """
-    known = [replace(p, boot_id=p.boot_id or pool[p.index].boot_id) for p in places if p.index < len(pool)]
+    known = [_returned(place, pool[place.index]) for place in places if place.index < len(pool)]
     known = _shortened(known, pool, size)
-    named = {place.index for place in known}
-    others = sorted((m for m in pool if m.index not in named), key=_usefulness)
+    others = _standing_by(known, pool)
     more = size - len(known)
     known += [Member(m.index, m.boot_id) for m in others[:more]]
-    standing_by = iter([m for m in others[more:] if m.live])
-    return tuple(place if place.boot_id else _taken(place, next(standing_by, None)) for place in known)
+    fit = iter([m for m in others[more:] if m.fit])
+    taken = [place if place.boot_id else _taken(place, next(fit, None)) for place in known]
+    return tuple(replace(place, boot_id=place.boot_id or pool[place.index].boot_id) for place in taken)
+
+
+def vacated(places: Iterable[Member], members: tuple[MemberView, ...], pool: int) -> tuple[Member, ...]:
+    """The places of a held attempt, open where the agent that holds one will not answer again; and where it is not fit
+    and another could take it."""
+    places = tuple(places)
+    fit = sum(m.fit for m in _standing_by(places, members[:pool]))
+    out = []
+    for place in places:
+        member = members[place.index]
+        gone = is_gone(member)
+        if place.boot_id and not gone and member.live and not member.fit and fit:
+            gone, fit = True, fit - 1
+        out.append(replace(place, boot_id="") if gone else place)
+    return tuple(out)
+
+
+def is_gone(member: MemberView) -> bool:
+    """The agent that its place names, if any, will not answer again."""
+    return member.loss is not None or member.report is None
 
 
 def taking_part(assignment: Assignment | None, members: tuple[MemberView, ...]) -> tuple[MemberView, ...]:
@@ -41,15 +61,20 @@ def taking_part(assignment: Assignment | None, members: tuple[MemberView, ...]) 
     return tuple(members[place.index] for place in places if place.index < len(members))
 
 
+def _returned(place: Member, member: MemberView) -> Member:
+    return replace(place, boot_id=place.boot_id or (member.boot_id if member.fit else ""))
+
+
+def _standing_by(places: Iterable[Member], pool: tuple[MemberView, ...]) -> list[MemberView]:
+    """Who has no place, the most useful first."""
+    named = {place.index for place in places}
+    return sorted((m for m in pool if m.index not in named), key=lambda m: (not m.fit, not m.live, m.index))
+
+
 def _shortened(known: list[Member], pool: tuple[MemberView, ...], size: int) -> list[Member]:
-    """Without as many as are too many: first those that do not live, then from the end."""
-    order = sorted(range(len(known)), key=lambda i: (not pool[known[i].index].live, i))
+    """Without as many as are too many: first those that are not fit, then from the end."""
+    order = sorted(range(len(known)), key=lambda i: (not pool[known[i].index].fit, i))
     return [known[i] for i in sorted(order[:size])]
-
-
-def _usefulness(member: MemberView) -> tuple[bool, bool, int]:
-    troubled = member.report is not None and member.report.problem is not None
-    return not member.live, troubled, member.index
 
 
 def _taken(place: Member, by: MemberView | None) -> Member:

@@ -24,7 +24,7 @@ STARTING = 300.0
 
 def gang_size(snapshot: Snapshot, members: tuple[MemberView, ...]) -> int:
     """Places of the attempt that is held, or of the next where one runs."""
-    target, possible = _target(snapshot), largest(snapshot.spec, _live(snapshot, members))
+    target, possible = _target(snapshot), largest(snapshot.spec, _fit(snapshot, members))
     if possible >= target:
         return possible
     return possible if possible and _left(snapshot, members) <= 0 else target
@@ -33,7 +33,7 @@ def gang_size(snapshot: Snapshot, members: tuple[MemberView, ...]) -> int:
 def waiting_since(snapshot: Snapshot, members: tuple[MemberView, ...]) -> str | None:
     """For `status.waitingSince` while no attempt runs: since when the gang could train with fewer members and waits for
     those that are lost. Below the least it waits without end, and patience begins when there are enough."""
-    could = 0 < largest(snapshot.spec, _live(snapshot, members)) < _target(snapshot)
+    could = 0 < largest(snapshot.spec, _fit(snapshot, members)) < _target(snapshot)
     return (snapshot.status.waiting_since or snapshot.now) if could else None
 
 
@@ -44,15 +44,15 @@ def look_again(snapshot: Snapshot, members: tuple[MemberView, ...]) -> float | N
 
 def outlook(snapshot: Snapshot, members: tuple[MemberView, ...]) -> str:
     """What becomes of a gang that is not whole, for people; empty where there is nothing to say."""
-    spec, live = snapshot.spec, _live(snapshot, members)
+    spec, fit = snapshot.spec, _fit(snapshot, members)
     if least(spec) == spec.workers.replicas:
         return ""
-    possible = largest(spec, live)
+    possible = largest(spec, fit)
     if not possible:
-        return f"{live} answer, and elasticity.minReplicas is {least(spec)}"
+        return f"{fit} answer, and elasticity.minReplicas is {least(spec)}"
     if possible >= _target(snapshot):
         return ""
-    if live + len(_starting(snapshot, members)) >= _target(snapshot):
+    if fit + len(_starting(snapshot, members)) >= _target(snapshot):
         return ""
     at = after(snapshot.status.waiting_since or snapshot.now, spec.elasticity.patience.seconds)
     return f"the run goes on with {possible} at {at} (elasticity.patience {spec.elasticity.patience})"
@@ -67,7 +67,7 @@ def regrouped(snapshot: Snapshot, members: tuple[MemberView, ...], current: Assi
     known = snapshot.status.checkpoint.iteration if snapshot.status.checkpoint else -1
     if newest is None or not known < newest.checkpoint.step < spec.training.iterations:
         return ""
-    possible, size = largest(spec, _live(snapshot, members)), len(current.members)
+    possible, size = largest(spec, _fit(snapshot, members)), len(current.members)
     if not possible:
         return ""
     if _is_outdated(snapshot, current):
@@ -101,8 +101,8 @@ def _target(snapshot: Snapshot) -> int:
     return settled(snapshot.spec, len(current.members) if current and current.phase != "stop" else 0)
 
 
-def _live(snapshot: Snapshot, members: tuple[MemberView, ...]) -> int:
-    return sum(m.live for m in members[: pool_size(snapshot.spec)])
+def _fit(snapshot: Snapshot, members: tuple[MemberView, ...]) -> int:
+    return sum(m.fit for m in members[: pool_size(snapshot.spec)])
 
 
 def _left(snapshot: Snapshot, members: tuple[MemberView, ...]) -> float:
@@ -111,7 +111,7 @@ def _left(snapshot: Snapshot, members: tuple[MemberView, ...]) -> float:
     waited = seconds_between(since, snapshot.now) if since else 0.0
     left = snapshot.spec.elasticity.patience.seconds - waited
     starting = sorted(m.pod.age for m in _starting(snapshot, members) if m.pod is not None)
-    lacking = _target(snapshot) - _live(snapshot, members)
+    lacking = _target(snapshot) - _fit(snapshot, members)
     if lacking <= len(starting):
         # Whole when the youngest of as many as are lacking answers.
         left = max(left, STARTING - starting[lacking - 1])
@@ -129,5 +129,5 @@ def _starting(snapshot: Snapshot, members: tuple[MemberView, ...]) -> tuple[Memb
 
 def _more_come(snapshot: Snapshot, members: tuple[MemberView, ...]) -> bool:
     """Growth waits for those that will answer in a moment: each costs a restart."""
-    live = _live(snapshot, members)
-    return largest(snapshot.spec, live + len(_starting(snapshot, members))) > largest(snapshot.spec, live)
+    fit = _fit(snapshot, members)
+    return largest(snapshot.spec, fit + len(_starting(snapshot, members))) > largest(snapshot.spec, fit)
