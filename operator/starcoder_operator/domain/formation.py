@@ -58,6 +58,8 @@ class Drain:
     assignment: Assignment
     because: Failure | None = None
     """The Pod that is on its way out; None where it is planned."""
+    why: str = ""
+    """Where it is planned: what for."""
 
 
 @dataclass(frozen=True)
@@ -287,7 +289,7 @@ def _while_running(snapshot: Snapshot, members: tuple[MemberView, ...], current:
         if behind:
             return Stay(f"{len(behind)} of {len(at_work)} members form the group or load")
         why = regrouped(snapshot, members, current)
-        return Hold(held(snapshot, members, next_attempt(snapshot)), why, planned=True) if why else Stay()
+        return Drain(replace(current, phase="drain"), why=why) if why else Stay()
     return AwaitCause(first, failures) if first.may_have_another_cause else Ended(first, failures)
 
 

@@ -83,12 +83,12 @@ def leaving(snapshot: Snapshot, current: Assignment, at_work: tuple[MemberView, 
     )
 
 
-def told_to_leave(status: StarCoderRunStatus, because: Failure | None, now: str) -> StarCoderRunStatus:
+def told_to_leave(status: StarCoderRunStatus, because: Failure | None, now: str, why: str = "") -> StarCoderRunStatus:
     """The status that says so. The first reason stands: what is left of a Pod that was evicted does not tell any more
     that it was."""
     if status.draining is not None:
         return status
-    known = Draining(since=now)
+    known = Draining(since=now, message=why)
     if because is not None:
         known = Draining(
             since=now,

@@ -181,9 +181,9 @@ def _wanted(snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[Membe
         case Go(assignment):
             write = assignment
             status = progress.resized(snapshot, status, assignment)
-        case Drain(assignment, because):
+        case Drain(assignment, because, why):
             write = assignment
-            status = told_to_leave(status, because, snapshot.now)
+            status = told_to_leave(status, because, snapshot.now, why)
             placement = place(snapshot, members, _at_work(snapshot), avoided)
         case Stay() | Unclear() | BackOff() if _is_held(snapshot):
             placement = place(snapshot, members, avoided=avoided)

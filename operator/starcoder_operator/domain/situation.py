@@ -128,8 +128,9 @@ def training(snapshot: Snapshot, at_work: tuple[MemberView, ...], decision: Deci
             return Claim("Training", "False", reasons.FORMING, "the process group forms")
         case Drain(because=because) | Leave(because=because):
             how = decision.waiting if isinstance(decision, Leave) else "the workers take a checkpoint and leave"
-            why = f"{because.message}; " if because is not None else ""
-            return Claim("Training", "False", reasons.DRAINING, why + how)
+            known = snapshot.status.draining.message if snapshot.status.draining else ""
+            why = because.message if because is not None else decision.why if isinstance(decision, Drain) else known
+            return Claim("Training", "False", reasons.DRAINING, f"{why}; {how}" if why else how)
         case Ended(failure):
             return Claim(
                 "Training",

@@ -1,8 +1,8 @@
 """How many members an attempt takes: what is left when lost ones were waited for long enough, more when there are more.
 
 Data parallelism may be any number, so a run goes on with whatever holds whole copies of the model, down to
-`elasticity.minReplicas`. An attempt that is formed anyhow takes all that are there; one that runs is ended to grow, or
-because the spec asks for another form, only where a checkpoint was just verified.
+`elasticity.minReplicas`. An attempt that is formed anyhow takes all that are there; one that runs leaves with a
+checkpoint to grow, or because the spec asks for another form.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from .elasticity import largest, least, pool_size, settled
 from .layout import layout_of
 from .members import MemberView
 from .placement import waiting_trouble
-from .progress import newest_verified
 from .snapshot import Snapshot, own_assignment
 from .timestamps import after, seconds_between
 
@@ -59,14 +58,8 @@ def outlook(snapshot: Snapshot, members: tuple[MemberView, ...]) -> str:
 
 
 def regrouped(snapshot: Snapshot, members: tuple[MemberView, ...], current: Assignment) -> str:
-    """Why the attempt that runs is to give way to one of another form now; empty where it is to run on.
-
-    Now is where a checkpoint was just verified: what was trained since is all that is trained again.
-    """
-    spec, newest = snapshot.spec, newest_verified(snapshot)
-    known = snapshot.status.checkpoint.iteration if snapshot.status.checkpoint else -1
-    if newest is None or not known < newest.checkpoint.step < spec.training.iterations:
-        return ""
+    """What the attempt that runs is to leave for, with a checkpoint; empty where it is to run on."""
+    spec = snapshot.spec
     possible, size = largest(spec, _fit(snapshot, members)), len(current.members)
     if not possible:
         return ""
@@ -78,7 +71,7 @@ def regrouped(snapshot: Snapshot, members: tuple[MemberView, ...], current: Assi
 
 
 def grows_after(snapshot: Snapshot, status: StarCoderRunStatus) -> str | None:
-    """When a run that trains with fewer members may grow, at a checkpoint, RFC 3339; None: now."""
+    """When a run that trains with fewer members may grow, RFC 3339; None: now."""
     since, interval = status.resized_at, snapshot.spec.elasticity.grow_back.interval.seconds
     if since is None or seconds_between(since, snapshot.now) >= interval:
         return None
