@@ -18,12 +18,12 @@ from starcoder_trainer.contract import names
 from .adapters.clock import Clock
 from .adapters.errors import AlreadyExists, ApiAbsent, Conflict, NotFound, Refused
 from .adapters.events import Events
-from .adapters.kinds import PODS, ROLE_BINDINGS, RUNS, Manifest, kind_of
+from .adapters.kinds import DISRUPTION_BUDGETS, PODS, ROLE_BINDINGS, RUNS, Manifest, kind_of
 from .adapters.kube import Kube
 from .adapters.memory import Memory, RunMemory
 from .adapters.metrics import Metrics
 from .api.v1alpha1 import Condition, StarCoderRunStatus
-from .build import assignment, lease, rbac
+from .build import assignment, lease, pdb, rbac
 from .build.containers import Image
 from .build.owner import Owner
 from .build.patch import PatchError
@@ -38,6 +38,7 @@ from .domain.plan import (
     DeletePod,
     EmitEvent,
     EnsureAccess,
+    EnsureDisruptionBudget,
     EnsureGang,
     EnsureLeases,
     Plan,
@@ -66,6 +67,7 @@ WHAT = {
     EnsureGang: "create gang",
     CreatePod: "create pod",
     DeletePod: "delete pod",
+    EnsureDisruptionBudget: "write disruption budget",
     DeleteGang: "delete gang",
     WriteAssignment: "write assignment",
 }
@@ -220,6 +222,9 @@ class Actor:
                 await self._gone(self._kube.delete(PODS, snapshot.namespace, name, uid=uid))
             case DeleteGang(name, uid):
                 await self._gone(self._kube.delete(_group(snapshot).kind, snapshot.namespace, name, uid=uid))
+            case EnsureDisruptionBudget(min_available):
+                await self._ensure_budget(snapshot, min_available)
+                memory.budget = (min_available, self._clock.monotonic())
             case WriteAssignment():
                 await self._write_assignment(snapshot, action)
             case EmitEvent():
@@ -276,6 +281,14 @@ class Actor:
         if not covers(there, size):
             patch = {"metadata": {"uid": there["metadata"]["uid"]}, **size}
             await self._kube.merge_patch(group.kind, snapshot.namespace, action.name, patch)
+
+    async def _ensure_budget(self, snapshot: Snapshot, min_available: int) -> None:
+        manifest = pdb.disruption_budget(_owner(snapshot), min_available)
+        there = await self._ensure(manifest, snapshot.uid)
+        if there is None or covers(there, {"spec": manifest["spec"]}):
+            return
+        patch = {"metadata": {"uid": there["metadata"]["uid"]}, "spec": manifest["spec"]}
+        await self._kube.merge_patch(DISRUPTION_BUDGETS, snapshot.namespace, snapshot.name, patch)
 
     async def _write_assignment(self, snapshot: Snapshot, action: WriteAssignment) -> None:
         manifest = assignment.config_map(_owner(snapshot), action.assignment, action.config_json)

@@ -24,6 +24,7 @@ from .adapters.clock import Clock
 from .adapters.errors import ApiAbsent, NotFound
 from .adapters.kinds import (
     CONFIG_MAPS,
+    DISRUPTION_BUDGETS,
     LEASES,
     NODES,
     PODS,
@@ -98,11 +99,12 @@ class Observer:
             first = e.errors(include_url=False)[0]
             raise Unreadable(run, f"spec.{'.'.join(map(str, first['loc']))}: {first['msg']}") from e
         status = read_status(run)
-        pods, leases, assignment, (gang, gang_api), access = await _together(
+        pods, leases, assignment, (gang, gang_api), budget, access = await _together(
             self._owned(PODS, namespace, name, memory),
             self._owned(LEASES, namespace, name, memory),
             self._assignment(namespace, name, memory),
             self._gang(spec, namespace, name, memory),
+            self._budget(namespace, name, memory),
             self._access(rbac.access(namespace, name, uid, spec, members_ever(spec, status)), generation, memory),
         )
         gang_kind, instant = gang_of(spec), self._clock.now()
@@ -125,6 +127,7 @@ class Observer:
             gang=gang,
             gang_api=gang_api,
             assignment=assignment,
+            budget=budget,
             rbac_present=access,
             now=whole_seconds(instant),
             instant=instant,
@@ -217,6 +220,23 @@ class Observer:
         # A finalizer holds one that was deleted until its Pods have ended; none may join it any more.
         groups = [g for g in found if "deletionTimestamp" not in g["metadata"]]
         return (group.view(max(groups, key=_placement)) if groups else None), True
+
+    async def _budget(self, namespace: str, run: str, memory: RunMemory) -> int | None:
+        """minAvailable of the run's own budget. As of access, a look holds for a while."""
+        now = self._clock.monotonic()
+        if memory.budget is not None and now - memory.budget[1] < ACCESS_SEEN_FOR:
+            return memory.budget[0]
+        found: int | None = None
+        try:
+            there = await self._kube.get(DISRUPTION_BUDGETS, namespace, run)
+            if is_owned(there, memory.uid):
+                found = int((there.get("spec") or {}).get("minAvailable") or 0)
+        except ApiAbsent:
+            raise
+        except (NotFound, ValueError):
+            pass
+        memory.budget = (found, now)
+        return found
 
     async def _access(self, wanted: tuple[Manifest, ...], generation: int, memory: RunMemory) -> bool:
         """Whether the agents' rights are there. They are seldom touched, so a look holds for a while."""

@@ -18,6 +18,7 @@ from starcoder_operator.adapters.errors import Conflict, Refused
 from starcoder_operator.adapters.events import Events
 from starcoder_operator.adapters.kinds import (
     CONFIG_MAPS,
+    DISRUPTION_BUDGETS,
     EVENTS,
     LEASES,
     POD_GROUPS,
@@ -40,6 +41,7 @@ from starcoder_operator.domain.plan import (
     DeletePod,
     EmitEvent,
     EnsureAccess,
+    EnsureDisruptionBudget,
     EnsureGang,
     EnsureLeases,
     Plan,
@@ -254,6 +256,20 @@ async def test_a_group_is_made_smaller_before_replacements_come(bench):
     await bench.do(EnsureGang(gang(bench), 2))
     await bench.do(EnsureGang(gang(bench), 1))
     assert (await bench.look()).gang.min_count == 1
+
+
+async def test_a_disruption_budget_is_made_and_changed_in_place(bench):
+    await bench.do(EnsureDisruptionBudget(1))
+    made = bench.here.get(DISRUPTION_BUDGETS, bench.name)
+    assert made["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    assert made["spec"]["selector"] == {"matchLabels": {names.LABEL_RUN: bench.name}}
+    assert made["metadata"]["ownerReferences"][0]["uid"] == bench.uid
+    assert (await bench.look()).budget == 1
+    await bench.do(EnsureDisruptionBudget(0))
+    changed_now = bench.here.get(DISRUPTION_BUDGETS, bench.name)
+    assert (changed_now["metadata"]["uid"], changed_now["spec"]["minAvailable"]) == (made["metadata"]["uid"], 0)
+    bench.memory.of((bench.here.name, bench.name), bench.uid).budget = None
+    assert (await bench.look()).budget == 0
 
 
 async def test_an_assignment_is_replaced_only_as_it_was_read(bench):

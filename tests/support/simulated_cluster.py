@@ -16,6 +16,7 @@ from starcoder_operator.domain.plan import (
     DeletePod,
     EmitEvent,
     EnsureAccess,
+    EnsureDisruptionBudget,
     EnsureGang,
     EnsureLeases,
     Plan,
@@ -89,6 +90,7 @@ class SimulatedCluster:
         self.groups: dict[str, GangView] = {}
         self.assignment: AssignmentView | None = None
         self.access = False
+        self.budget: int | None = None
         self.gang_api = self.gang_field = True
         self.refusing: dict[str, str] = {}
         """What is refused -> the server's words."""
@@ -147,6 +149,7 @@ class SimulatedCluster:
             gang=newest if self.native and self.gang_api else None,
             gang_api=self.gang_api or not self.native,
             assignment=self.assignment,
+            budget=self.budget,
             rbac_present=self.access,
             now=after(EPOCH, now),
             instant=at_millisecond(milliseconds(EPOCH) + round(1000 * now)),
@@ -236,6 +239,8 @@ class SimulatedCluster:
             case DeleteGang(name, uid):
                 if name in self.groups and self.groups[name].uid == uid:
                     del self.groups[name]
+            case EnsureDisruptionBudget(min_available):
+                self.budget = min_available
             case WriteAssignment():
                 self._write(action)
             case EmitEvent():
@@ -476,6 +481,15 @@ class SimulatedCluster:
             pod.view = replace(pod.view, deleting=True, grace=grace, disruption=disruption)
             pod.deleted = self.world.now
 
+    def evict(self, name: str) -> bool:
+        """As the eviction API: whether the budget allowed it."""
+        pod = self.pods[name]
+        healthy = [p for p in self.pods.values() if p.view.ready and not p.view.deleting]
+        if pod.view.ready and len(healthy) - 1 < (self.budget or 0):
+            return False
+        self.delete_pod(name, disruption="EvictionByEvictionAPI")
+        return True
+
     def taint(self, node: str, key: str) -> None:
         """With effect NoExecute; the taint manager then deletes the Pods on it."""
         self.nodes[node] = replace(self.nodes[node], noexecute_taints=(key,))
@@ -518,5 +532,6 @@ def what(action: Action) -> str:
     kinds = {
         EnsureAccess: "create access", EnsureLeases: "create lease", EnsureGang: "create gang", CreatePod: "create pod",
         DeletePod: "delete pod", DeleteGang: "delete gang", WriteAssignment: "write assignment",
+        EnsureDisruptionBudget: "write disruption budget",
     }  # fmt: skip
     return kinds[type(action)]

@@ -372,3 +372,18 @@ def test_it_joins_its_gang_whatever_the_patch_says():
     patch = {"spec": {"schedulingGroup": {"podGroupName": "other"}}}
     assert made(gang=gang, workers__podPatch=patch)["spec"]["schedulingGroup"] == {"podGroupName": "good-p0"}
     assert "schedulingGroup" not in made()["spec"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "seconds"),
+    [
+        ({}, "300"),
+        ({"workers__terminationGracePeriodSeconds": 7}, "7"),
+        ({"workers__podPatch": {"spec": {"terminationGracePeriodSeconds": 900}}}, "900"),
+        ({"workers__podPatch": {"spec": {"terminationGracePeriodSeconds": None}}}, "30"),
+    ],
+    ids=["default", "spec", "patch", "patched away"],
+)
+def test_the_agent_knows_how_long_its_pod_may_take_to_end(changes, seconds):
+    (told,) = [v["value"] for v in agent(made(**changes))["env"] if v["name"] == names.ENV_GRACE_SECONDS]
+    assert told == seconds

@@ -24,6 +24,7 @@ from starcoder_operator.adapters.sightings import Sightings
 from starcoder_operator.build import assignment, lease, rbac
 from starcoder_operator.build.containers import Image
 from starcoder_operator.build.owner import Owner
+from starcoder_operator.build.pdb import disruption_budget
 from starcoder_operator.build.pod import pod
 from starcoder_operator.domain.snapshot import ContainerView
 from starcoder_operator.gang import GANGS, gang_of
@@ -390,6 +391,38 @@ async def test_nodes_that_matter_are_asked_for_where_the_watch_has_not_shown_the
 def grant(bench, members=2):
     for thing in rbac.access("default", "good", "uid-1", SPEC, members):
         bench.server.add(thing)
+
+
+async def test_a_pod_that_is_being_deleted_is_seen_with_the_time_it_was_given_and_for_how_long(bench):
+    leaving = made_pod()
+    leaving["metadata"] |= {"deletionTimestamp": "2026-12-01T00:05:00Z", "deletionGracePeriodSeconds": 300}
+    bench.server.add(leaving)
+    (seen,) = (await bench.look()).pods
+    assert (seen.deleting, seen.grace, seen.deleting_for) == (True, 300, 0)
+    bench.time.seconds += 12
+    (seen,) = (await bench.look()).pods
+    assert seen.deleting_for == 12
+
+
+async def test_a_pod_that_stays_has_no_time_to_end(bench):
+    bench.server.add(made_pod())
+    await bench.look()
+    bench.time.seconds += 12
+    (seen,) = (await bench.look()).pods
+    assert (seen.deleting, seen.grace, seen.deleting_for) == (False, 0, 0)
+
+
+async def test_the_disruption_budget_of_the_run_is_seen_and_looked_at_anew_only_after_a_while(bench):
+    assert (await bench.look()).budget is None
+    bench.server.add(disruption_budget(OWNER, 3))
+    assert (await bench.look()).budget is None
+    bench.time.seconds += ACCESS_SEEN_FOR
+    assert (await bench.look()).budget == 3
+
+
+async def test_another_owners_disruption_budget_is_none(bench):
+    bench.server.add(disruption_budget(Owner("default", "good", "uid-0"), 3))
+    assert (await bench.look()).budget is None
 
 
 async def test_access_is_there_when_all_of_it_is(bench):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from starcoder_operator.domain import reasons
@@ -176,3 +178,46 @@ def test_an_operator_that_starts_anew_amid_a_drain_waits_for_it_like_the_one_bef
     run.passes()
     assert writes(run) == []
     assert run.said("Training") == ("False", reasons.DRAINING)
+
+
+def test_the_disruption_budget_lets_one_member_go_at_a_time_and_is_lowered_when_the_run_ends() -> None:
+    run = make_run().workers(3).on_nodes(4).training()
+    assert run.cluster.budget == 2
+    assert run.over().until_quiet(2).cluster.budget == 0
+
+
+def test_a_drain_of_two_nodes_takes_one_member_at_a_time_and_no_iteration_is_lost() -> None:
+    run = amid(nodes=5)
+    first, second = run.pod(1).view.name, run.pod(2).view.name
+    for name in (first, second):
+        node = run.cluster.pods[name].view.node
+        run.cluster.nodes[node] = replace(run.cluster.nodes[node], unschedulable=True)
+    assert run.cluster.evict(first)
+    assert not run.cluster.evict(second)
+    run.round()
+    assert not run.cluster.evict(second), "the first is still leaving"
+    run.until(lambda s: s.attempt == 2).until(lambda _: run.cluster.evict(second))
+    run.until(lambda s: s.state == "Running" and run.pod(2).view.incarnation == 1)
+    attempt = run.status.attempt
+    assert start_of(run, attempt) == max(step for made, step in run.cluster.world.store.commits if made < attempt)
+    assert start_of(run, attempt) % 10 == 5
+    assert run.status.restarts_without_progress == 0
+
+
+def test_a_gang_of_one_may_be_evicted_since_its_replacement_comes_only_then() -> None:
+    run = make_run().workers(1).on_nodes(2).training()
+    assert run.cluster.budget is None
+    assert run.cluster.evict("a-w0-0")
+
+
+def test_spares_that_stand_by_do_not_let_two_members_go_at_once() -> None:
+    run = make_run().workers(2).on_nodes(3).with_spec(elasticity={"spares": 1}).training().until_quiet(3)
+    assert run.cluster.budget == 2
+    assert run.cluster.evict(run.pod(0).view.name)
+    assert not run.cluster.evict(run.pod(1).view.name)
+
+
+def test_a_suspended_run_keeps_nobody_from_draining_its_nodes() -> None:
+    run = amid().suspended().until(lambda s: s.reason == reasons.SUSPENDED)
+    assert run.cluster.budget == 0
+    assert run.suspended(False).training().cluster.budget == 2

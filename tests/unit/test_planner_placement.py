@@ -36,7 +36,7 @@ def test_all_that_pods_need_comes_before_them_and_the_assignment_last() -> None:
 
 
 def test_what_is_there_is_not_made_again() -> None:
-    run = make_run().workers(2).passes().passes()
+    run = make_run().workers(2).passes().passes().passes()
     assert run.last is not None
     assert run.last.actions == ()
 

@@ -45,11 +45,23 @@ ROLES = Kind("rbac.authorization.k8s.io", "v1", "roles", "Role")
 ROLE_BINDINGS = Kind("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding")
 EVENTS = Kind("events.k8s.io", "v1", "events", "Event")
 POD_GROUPS = Kind("scheduling.k8s.io", "v1beta1", "podgroups", "PodGroup")
+DISRUPTION_BUDGETS = Kind("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
 ACCESS_REVIEWS = Kind(
     "authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview", namespaced=False
 )
 
-_WRITTEN = (RUNS, PODS, CONFIG_MAPS, SERVICE_ACCOUNTS, LEASES, ROLES, ROLE_BINDINGS, EVENTS, POD_GROUPS)
+_WRITTEN = (
+    RUNS,
+    PODS,
+    CONFIG_MAPS,
+    SERVICE_ACCOUNTS,
+    LEASES,
+    ROLES,
+    ROLE_BINDINGS,
+    EVENTS,
+    POD_GROUPS,
+    DISRUPTION_BUDGETS,
+)
 _BY_NAME = {(k.api_version, k.kind): k for k in _WRITTEN}
 
 
@@ -77,6 +89,7 @@ PERMISSIONS = (
     Permission(ROLES, ("get", "create", "update")),
     Permission(ROLE_BINDINGS, ("get", "create", "update", "delete")),
     Permission(POD_GROUPS, ("get", "list", "watch", "create", "patch", "delete"), needed=False),
+    Permission(DISRUPTION_BUDGETS, ("get", "create", "patch")),
     Permission(EVENTS, ("get", "create", "patch")),
     Permission(NODES, ("get", "list", "watch")),
 )

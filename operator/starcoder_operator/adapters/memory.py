@@ -16,6 +16,8 @@ class RunMemory:
     """What the last pass was refused: what was to be done -> the server's message."""
     access: tuple[int, float] | None = None
     """Generation for which ServiceAccount, Role and RoleBinding were seen to be right, and when [s]."""
+    budget: tuple[int | None, float] | None = None
+    """minAvailable of the run's PodDisruptionBudget as it was seen or written (None: there is none), and when [s]."""
     dry_run: int | None = None
     """Generation whose Pod the server accepted in a dry run."""
     progress_written: float = float("-inf")

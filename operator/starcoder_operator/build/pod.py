@@ -19,6 +19,9 @@ TOLERATION_SECONDS = 30
 """Seconds until Kubernetes itself gives up a Pod on a node that is not ready or unreachable. The operator watches nodes
 and replaces the Pod at once; this is for the time when no operator runs."""
 
+DEFAULT_GRACE_SECONDS = 30
+"""Kubernetes', where a patch takes the run's away."""
+
 LET_ALONE = {
     "karpenter.sh/do-not-disrupt": "true",
     "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
@@ -64,11 +67,17 @@ def pod(
     # What the operator finds its Pods by, and what places them, stands above the patch.
     _avoid(patched, avoid_nodes)
     avoids = {ANNOTATION_AVOIDS: ",".join(avoid_nodes)} if avoid_nodes else {}
+    grace = patched["spec"].get("terminationGracePeriodSeconds", DEFAULT_GRACE_SECONDS)
     own = {
+        "spec": {
+            "initContainers": [
+                {"name": names.CONTAINER_AGENT, "env": [{"name": names.ENV_GRACE_SECONDS, "value": str(grace)}]}
+            ]
+        },
         "metadata": {
             "labels": {names.LABEL_MEMBER: str(member), names.LABEL_INCARNATION: str(incarnation)},
             "annotations": {ANNOTATION_TEMPLATE: template_digest(spec), **avoids},
-        }
+        },
     }
     return strategic_merge(strategic_merge(patched, own), gang or {})
 

@@ -52,6 +52,13 @@ class DeleteGang:
 
 
 @dataclass(frozen=True)
+class EnsureDisruptionBudget:
+    """The run's PodDisruptionBudget; created or patched."""
+
+    min_available: int
+
+
+@dataclass(frozen=True)
 class WriteAssignment:
     """Create, or replace at `resource_version` (empty: must not exist)."""
 
@@ -67,7 +74,17 @@ class EmitEvent:
     message: str
 
 
-Action = EnsureAccess | EnsureLeases | EnsureGang | CreatePod | DeletePod | DeleteGang | WriteAssignment | EmitEvent
+Action = (
+    EnsureAccess
+    | EnsureLeases
+    | EnsureGang
+    | CreatePod
+    | DeletePod
+    | DeleteGang
+    | EnsureDisruptionBudget
+    | WriteAssignment
+    | EmitEvent
+)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
 from starcoder_operator.api.v1alpha1.status import State
 from starcoder_trainer.contract.assignment import Assignment
 
-from . import avoidance, backoff, failure, goodput, progress, reasons, situation, sizing, story, user_error
+from . import avoidance, backoff, budget, failure, goodput, progress, reasons, situation, sizing, story, user_error
 from .conditions import Claim, merged
 from .elasticity import pool_size
 from .failure import Failure, Response
@@ -39,7 +39,16 @@ from .hearing import USUAL, Limits
 from .leaving import Leaving, leaving, time_left, told_to_leave
 from .members import NODE_INDEX_LAG, MemberView, members_of
 from .placement import Placement, place, unchanged
-from .plan import Action, DeleteGang, DeletePod, EnsureAccess, EnsureLeases, Plan, WriteAssignment
+from .plan import (
+    Action,
+    DeleteGang,
+    DeletePod,
+    EnsureAccess,
+    EnsureDisruptionBudget,
+    EnsureLeases,
+    Plan,
+    WriteAssignment,
+)
 from .seats import taking_part
 from .snapshot import PodView, Snapshot, own_assignment
 from .timestamps import seconds_between
@@ -101,7 +110,14 @@ def plan(snapshot: Snapshot, *, limits: Limits = USUAL) -> Plan:
     if outcome.status.draining is not None and not (written is not None and written.phase in ("run", "drain")):
         outcome = replace(outcome, status=outcome.status.model_copy(update={"draining": None}))
     after = goodput.accounted(snapshot, members, _told(snapshot, outcome), written, limits)
-    return Plan(after, (*story.told(snapshot.status, after), *outcome.actions), outcome.look_again)
+    actions = (*story.told(snapshot.status, after), *outcome.actions, *_budget(snapshot, members, after))
+    return Plan(after, actions, outcome.look_again)
+
+
+def _budget(snapshot: Snapshot, members: tuple[MemberView, ...], status: StarCoderRunStatus) -> tuple[Action, ...]:
+    """Last of all actions: that it is refused keeps nothing else from being done."""
+    wanted = 0 if status.state in OVER else budget.min_available(members, own_assignment(snapshot))
+    return (EnsureDisruptionBudget(wanted),) if wanted != (snapshot.budget or 0) else ()
 
 
 def _invalid(snapshot: Snapshot, status: StarCoderRunStatus, wrong: list[str]) -> Outcome:

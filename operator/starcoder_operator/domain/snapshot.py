@@ -131,6 +131,8 @@ class Snapshot:
     gang_api: bool = True
     """The server knows the API of `spec.scheduling.gang`."""
     assignment: AssignmentView | None = None
+    budget: int | None = None
+    """minAvailable of the run's PodDisruptionBudget; None: there is none."""
     rbac_present: bool = False
     """ServiceAccount, Role and RoleBinding exist as built for this spec."""
     now: str = ""
