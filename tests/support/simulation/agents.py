@@ -11,6 +11,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -29,7 +30,7 @@ from starcoder_trainer.contract.report import Report
 from .api_server import GRACE
 from .clients import AgentClient
 from .store import S3Client
-from .virtual_time import Process, VirtualLoop
+from .virtual_time import Process, StepLock, VirtualLoop
 from .workers import Channel
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class AgentProcess:
         self.supervisor = Supervisor(
             me,
             Surroundings(
-                open_store=lambda uri, storage: S3Client(sim.bucket, sim.network, sim.loop, box.name),
+                open_store=lambda uri, storage: S3Client(sim.bucket, sim.network, sim.loop, box.name, boot_id),
                 check_data=lambda config, open_store: None,
                 worker_socket=box,  # type: ignore[arg-type]
                 member=box.member,
@@ -206,6 +207,7 @@ def shipped_agents(loop: VirtualLoop) -> Iterator[None]:
 
         put(supervisor, "Channel", Channel)
         put(supervisor, "Ledger", functools.partial(ledger.Ledger, pause=loop.pause))
+        put(ledger, "threading", SimpleNamespace(Lock=functools.partial(StepLock, loop)))
         put(preflight, "listen", lambda address: _Listener(address, next(ports)))
         put(upload, "ThreadPoolExecutor", _Serially)
         put(verify, "ThreadPoolExecutor", _Serially)

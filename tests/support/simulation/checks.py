@@ -82,7 +82,7 @@ class Checks:
             sum(counts.values()) == restarts.get("total", 0) and all(n > 0 for n in counts.values()),
             f"restarts do not add up: {restarts}",
         )
-        charged = sum(n for cause, n in counts.items() if Cause(cause) in CHARGED)
+        charged = max(_charged(counts), after.get("restartsWithoutProgress", 0))
         self.require(
             charged <= self._sim.chargeable or self._may_wait_for_cause(after),
             f"charged {charged} times ({counts}), and at most {self._sim.chargeable} failures were the run's own",
@@ -113,7 +113,7 @@ class Checks:
     def budget(self, status: Manifest) -> None:
         """At the end, when every cause has shown."""
         counts = (status.get("restarts") or {}).get("byCause") or {}
-        charged = sum(n for cause, n in counts.items() if Cause(cause) in CHARGED)
+        charged = max(_charged(counts), status.get("restartsWithoutProgress", 0))
         self.require(
             charged <= self._sim.chargeable,
             f"charged {charged} times ({counts}), and at most {self._sim.chargeable} failures were the run's own",
@@ -132,6 +132,15 @@ class Checks:
             member < len(recorded) and incarnation <= recorded[member],
             f"Pod {name} was created before it was recorded: status.incarnations {list(recorded)}",
         )
+        found = self._sim.api.find(
+            CONFIG_MAPS, pod["metadata"]["namespace"], names.assignment_name(run["metadata"]["name"])
+        )
+        if found is not None:
+            running = Assignment.from_json(found["data"][names.ASSIGNMENT_KEY])
+            self.require(
+                running.phase != "run" or member not in [m.index for m in running.members],
+                f"Pod {name} was created while member {member} is to run in attempt {running.attempt}",
+            )
 
     def _never_before(self, thing: Manifest, kind: str) -> None:
         for uid in owner_uids(thing):
@@ -208,12 +217,13 @@ class Checks:
         found = self._sim.bucket.objects.get(HEAD_KEY)
         return Head.from_json(found[0]) if found else None
 
-    def _store_written(self, key: str, before: bytes | None) -> None:
+    def _store_written(self, key: str, before: bytes | None, by: str) -> None:
         if key != HEAD_KEY:
             return
         head = self._head()
         assert head is not None
         old = Head.from_json(before) if before else Head(head.run_uid, head.run_name, 0, "", "")
+        self.require(head.holder == by, f"HEAD is written by {by}, and held by {head.holder}")
         self.require(head.attempt >= old.attempt, f"HEAD went from attempt {old.attempt} to {head.attempt}")
         for entry in head.entries:
             if entry not in old.entries:
@@ -241,6 +251,10 @@ class Checks:
                 not key.startswith(f"{checkpoint_prefix(entry.attempt, entry.step)}/"),
                 f"{key} was deleted, and HEAD lists it",
             )
+
+
+def _charged(by_cause: dict[str, int]) -> int:
+    return sum(n for cause, n in by_cause.items() if Cause(cause) in CHARGED)
 
 
 def _places(written: Assignment) -> str:

@@ -52,6 +52,8 @@ class NodeIsCutOff:
 
     node: int
     of: tuple[str, ...] = ("api", "peers")
+    believed_gone: bool = False
+    """Its object is deleted, so that nobody waits for it to be silent long enough."""
 
     def happen(self, sim: Simulation) -> None:
         machine = sim.machine(self.node)
@@ -61,6 +63,8 @@ class NodeIsCutOff:
         if "api" in self.of and machine.reaches_api:
             sim.control_plane.silent(machine)
         machine.cut_off |= set(self.of)
+        if self.believed_gone and "api" in self.of:
+            sim.control_plane.node_is_deleted(machine)
 
 
 @dataclass(frozen=True)
@@ -252,7 +256,7 @@ class UserSuspends:
         sim.user_changes({"suspend": self.suspend})
 
 
-_node, _pod = st.integers(0, 4), st.integers(0, 3)
+_node, _pod = st.sampled_from([0, 0, 1, 1, 2, 3]), st.sampled_from([0, 0, 1, 2, 3])
 _seconds = st.sampled_from([1.0, 5.0, 20.0, 40.0])
 _kinds = st.sampled_from(sorted(KINDS))
 
@@ -260,6 +264,7 @@ FAULTS: st.SearchStrategy[Fault] = st.one_of(
     st.builds(NodeDies, _node),
     st.builds(NodeReturns, _node),
     st.builds(NodeIsCutOff, _node, st.sampled_from([("api", "peers"), ("api",), ("peers",)])),
+    st.builds(NodeIsCutOff, _node, st.sampled_from([("api", "peers"), ("api",)]), st.just(True)),
     st.builds(NodeIsReached, _node),
     st.builds(NodeIsDeleted, _node),
     st.builds(PodIsDeleted, _pod, st.booleans()),
@@ -301,6 +306,8 @@ class Schedule:
     gang: Literal["Native", "None"] = "Native"
     operators: int = 1
     """Replicas; two are elected, one is started again where it ends."""
+    upload_seconds: float = 0.0
+    """What a file of a checkpoint takes to S3: commits come that much later than what they are of."""
     jitter: int = 0
     """Seed of latencies; 0: all the same."""
 
@@ -317,5 +324,6 @@ SCHEDULES = st.builds(
     free_nodes=st.sampled_from([1, 0, 2]),
     gang=st.sampled_from(["Native", "None"]),
     operators=st.sampled_from([1, 1, 1, 2]),
+    upload_seconds=st.sampled_from([0.0, 0.0, 0.0, 1.0, 4.0]),
     jitter=st.one_of(st.just(0), st.integers(0, 1000)),
 )

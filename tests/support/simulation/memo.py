@@ -16,6 +16,7 @@ from unittest import mock
 from starcoder_operator import act, observe
 from starcoder_operator.api.v1alpha1 import StarCoderRunSpec
 from starcoder_operator.build import pod as build
+from starcoder_operator.domain import planner, validation
 from starcoder_trainer.contract.codec import Document
 from starcoder_trainer.contract.config import TrainingConfig
 
@@ -55,6 +56,8 @@ def _document(cls: type[Any], text: str | bytes) -> Any:
 _config = by_identity(functools.partial(Document.__dict__["from_dict"].__func__, TrainingConfig))
 _spec = by_identity(StarCoderRunSpec.model_validate)
 _digest = by_identity(lambda spec: json.dumps(spec.workers.to_dict(), sort_keys=True))
+_to_json = by_identity(Document.to_json)
+_problems = by_identity(validation.problems)
 _pods: dict[Any, Any] = {}
 
 
@@ -69,12 +72,18 @@ def _pod(owner: Any, spec: Any, image: Any, **options: Any) -> Any:
     return made | {"metadata": dict(made["metadata"]), "spec": dict(made["spec"])}
 
 
+def _said(document: Any) -> Any:
+    return _to_json(document)
+
+
 @contextmanager
 def remembering() -> Iterator[None]:
     with ExitStack() as patches:
         for module, name, value in (
             (observe, "StarCoderRunSpec", SimpleNamespace(model_validate=_spec)),
             (act, "pod", _pod),
+            (planner, "problems", _problems),
+            (Document, "to_json", _said),
             (Document, "from_json", classmethod(_document)),
             (TrainingConfig, "from_dict", classmethod(lambda cls, value: _config(value))),
         ):

@@ -41,17 +41,19 @@ class Network:
     """Latencies differ; without it the same order of things comes out as long as no fault is ordered."""
     api_down: bool = False
     store_down: bool = False
+    upload_seconds: float = 0.0
+    """Seconds that the upload of a file takes beyond that."""
     api_faults: dict[str, deque[tuple[int, ApiFault]]] = field(default_factory=dict)
     """Class of client (operator, agent) -> (calls to let pass first, fault)."""
     store_faults: deque[tuple[int, StoreFault]] = field(default_factory=deque)
     told: Callable[[str], None] = lambda text: None
 
     def latency(self) -> float:
-        return LATENCY * (1 + self.rng.random() * 10) if self.jitter else LATENCY
+        return LATENCY * (1 + self.rng.random() * 10) if self.jitter else 0.0
 
     def store_answers_at_once(self) -> bool:
         """No fault is ordered and latencies are all the same: what agents ask of S3 is done without a gap in it."""
-        return not (self.jitter or self.store_down or self.store_faults)
+        return not (self.jitter or self.store_down or self.upload_seconds or self.store_faults)
 
     def order(self, client: str, skip: int, fault: ApiFault) -> None:
         self.api_faults.setdefault(client, deque()).append((skip, fault))
@@ -123,11 +125,21 @@ class Network:
                     await asyncio.sleep(SLOW)
                 return answer
             case "slow request":
-                await asyncio.sleep(SLOW)
-                return perform()
+                # it arrives whether or not its sender still lives
+                arrived = asyncio.get_running_loop().create_future()
+                asyncio.get_running_loop().call_later(SLOW, _arrives, arrived, perform)
+                return await asyncio.shield(arrived)
             case "stale":
                 assert past is not None
                 return past(STALE)
+
+
+def _arrives(arrived: asyncio.Future[Any], perform: Callable[[], Any]) -> None:
+    try:
+        arrived.set_result(perform())
+    except (KubeError, TimeoutError) as e:
+        arrived.set_exception(e)
+        arrived.exception()  # nobody may be there any more to take it
 
 
 def _due[F](ordered: deque[tuple[int, F]] | None) -> F | None:

@@ -163,7 +163,7 @@ class OperatorProcess:
             self._queue.add(key)
 
     async def _pass(self, key: RunKey) -> float | None:
-        self.sim.passes += 1
+        self.sim.counts_pass()
         return await self._reconcile(key)
 
     def _failed(self, key: RunKey, error: Exception, delay: float) -> None:

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
 
 from .faults import SCHEDULES, Schedule
 from .world import Simulation, Violation
@@ -22,12 +23,19 @@ ROOT = Path(__file__).parents[3]
 
 
 def find_violation(
-    schedules: int, first: int, *, simulate: Callable[[Schedule], object] = lambda s: Simulation(s).run()
+    schedules: int,
+    first: int,
+    *,
+    among: st.SearchStrategy[Schedule] = SCHEDULES,
+    check: Callable[[Simulation], object] = lambda sim: None,
+    simplest: bool = True,
 ) -> str | None:
-    """The story of the simplest schedule that violates something, or None after so many that do not.
+    """The story of a schedule that violates something, or None after so many that do not.
 
     Args:
         first: seed; the same schedules are tried for the same one.
+        check: what else must hold at the end.
+        simplest: make it as simple as it can be, which takes as long as some hundreds more.
     """
 
     @seed(first)
@@ -37,10 +45,11 @@ def find_violation(
         database=None,
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
+        phases=[Phase.generate, Phase.shrink] if simplest else [Phase.generate],
     )
-    @given(SCHEDULES)
+    @given(among)
     def search(schedule: Schedule) -> None:
-        simulate(schedule)
+        check(Simulation(schedule).run())
 
     try:
         search()

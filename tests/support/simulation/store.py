@@ -35,8 +35,8 @@ class Bucket:
     """What is stored, as the server has it."""
 
     objects: dict[str, tuple[bytes, str]] = field(default_factory=dict)
-    written: Callable[[str, bytes | None], None] = lambda key, before: None
-    """Told of each key that was put, with what it was before."""
+    written: Callable[[str, bytes | None, str], None] = lambda key, before, by: None
+    """Told of each key that was put, what it was before, and the boot id of the writer."""
     deleted: Callable[[str], None] = lambda key: None
     _versions: int = 0
 
@@ -52,18 +52,18 @@ class Bucket:
             if key.startswith(prefix)
         ]
 
-    def put(self, key: str, data: bytes) -> str:
+    def put(self, key: str, data: bytes, by: str) -> str:
         before = self.objects.get(key)
         self._versions += 1
         self.objects[key] = (data, str(self._versions))
-        self.written(key, before[0] if before else None)
+        self.written(key, before[0] if before else None, by)
         return str(self._versions)
 
-    def put_if(self, key: str, data: bytes, version: str | None) -> str:
+    def put_if(self, key: str, data: bytes, version: str | None, by: str) -> str:
         """`version` None: where the key is absent."""
         if self.objects.get(key, (b"", None))[1] != version:
             raise PreconditionFailed(f"{URI}/{key}: somebody else wrote it first")
-        return self.put(key, data)
+        return self.put(key, data, by)
 
     def delete(self, key: str) -> None:
         if self.objects.pop(key, None) is not None:
@@ -73,9 +73,10 @@ class Bucket:
 class S3Client:
     """An agent's `ObjectStore`; its methods are called by blocking code in virtual time."""
 
-    def __init__(self, bucket: Bucket, network: Network, loop: VirtualLoop, who: str) -> None:
+    def __init__(self, bucket: Bucket, network: Network, loop: VirtualLoop, who: str, boot_id: str) -> None:
         self.uri = URI
-        self._bucket, self._network, self._loop, self._who = bucket, network, loop, who
+        self._bucket, self._network, self._loop = bucket, network, loop
+        self._who, self._boot_id = who, boot_id
 
     def get(self, key: str) -> Found:
         return self._read(f"get {key}", lambda: self._bucket.get(key))
@@ -94,17 +95,18 @@ class S3Client:
         yield from self._read(f"list {prefix}", lambda: self._bucket.list(prefix))
 
     def put(self, key: str, data: bytes) -> str:
-        return self._write(f"put {key}", lambda: self._bucket.put(key, data), retried=True)
+        return self._write(f"put {key}", lambda: self._bucket.put(key, data, self._boot_id), retried=True)
 
     def put_if_absent(self, key: str, data: bytes) -> str:
-        return self._write(f"put {key} if absent", lambda: self._bucket.put_if(key, data, None))
+        return self._write(f"put {key} if absent", lambda: self._bucket.put_if(key, data, None, self._boot_id))
 
     def put_if_match(self, key: str, data: bytes, version: str) -> str:
-        return self._write(f"put {key} if match", lambda: self._bucket.put_if(key, data, version))
+        return self._write(f"put {key} if match", lambda: self._bucket.put_if(key, data, version, self._boot_id))
 
     def upload_file(self, key: str, path: Path) -> Uploaded:
         data = path.read_bytes()
-        self._write(f"upload {key}", lambda: self._bucket.put(key, data), retried=True)
+        seconds = self._network.upload_seconds
+        self._write(f"upload {key}", lambda: self._bucket.put(key, data, self._boot_id), retried=True, takes=seconds)
         digest = hashlib.sha256(data).hexdigest()
         return Uploaded(len(data), digest, digest)
 
@@ -119,7 +121,7 @@ class S3Client:
             self._loop.pause(self._network.latency())
         return perform()
 
-    def _write(self, what: str, perform: Callable[[], Any], *, retried: bool = False) -> Any:
+    def _write(self, what: str, perform: Callable[[], Any], *, retried: bool = False, takes: float = 0.0) -> Any:
         if self._network.store_down:
             self._loop.pause(TIMEOUT)
             raise Unreachable(f"{self._who}: {what}: no answer")
@@ -128,7 +130,7 @@ class S3Client:
             self._network.told(f"{self._who}: S3 {what}: {fault}")
         match fault:
             case None:
-                return self._arrives(perform, self._network.latency())
+                return self._arrives(perform, self._network.latency() + takes)
             case "500" if retried:
                 return self._arrives(perform, SLOW)  # the SDK tries again
             case "500":

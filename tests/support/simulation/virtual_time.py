@@ -12,6 +12,9 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+MOST_TURNS = 20_000
+"""Turns of the loop in which time may stand still."""
+
 PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("PROCESS", default=None)
 
 
@@ -20,7 +23,7 @@ class Killed(BaseException):
 
 
 class Stalled(Exception):
-    """Nothing is left that could ever happen."""
+    """Time does not go on."""
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
@@ -34,6 +37,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         super().__init__()
         self._at_once = at_once
         self._now = 0.0
+        self._turns = 0
         self._selector = self
         self._clock_resolution = 1e-9
 
@@ -43,8 +47,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def select(self, timeout: float | None) -> list[Any]:
         """What the base class waits with."""
         if timeout is None:
-            raise Stalled
+            raise Stalled("nothing is left that could ever happen")
+        self._turns += 1
+        if self._turns > MOST_TURNS:
+            raise Stalled(f"the same moment, t={self._now}, goes on and on")
         if timeout > 0:
+            self._turns = 0
             self._now = max(self._now, self._scheduled[0]._when)
         return []
 
@@ -65,14 +73,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
         future = self.create_future()
-        if self._at_once():
+        process = PROCESS.get()
+        if self._at_once() and not (process and process.threads):
             try:
                 future.set_result(func(*args))
             except Exception as e:
                 future.set_exception(e)
             return future
         thread = _IDLE.pop() if _IDLE else _Thread()
-        process = PROCESS.get()
         if process is not None:
             process.threads.add(thread)
         thread.begin(self, lambda: func(*args), future, process)
@@ -168,6 +176,26 @@ class _Thread:
             except BaseException as e:
                 self._outcome = (None, e)
             self._back.release()
+
+
+class StepLock:
+    """In place of `threading.Lock` in blocking code: who waits for it lets the loop go on."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self._loop = loop
+        self._held = False
+        self._waiting: list[Callable[[], None]] = []
+
+    def __enter__(self) -> None:
+        while self._held:
+            self._loop.wait(self._waiting.append)
+        self._held = True
+
+    def __exit__(self, *_: object) -> None:
+        self._held = False
+        waiting, self._waiting = self._waiting, []
+        for resume in waiting:
+            self._loop.call_soon(resume)
 
 
 class Process:
