@@ -256,6 +256,18 @@ class UserSuspends:
         sim.user_changes({"suspend": self.suspend})
 
 
+@dataclass(frozen=True)
+class TimePasses:
+    def happen(self, sim: Simulation) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class RunIsDeleted:
+    def happen(self, sim: Simulation) -> None:
+        sim.user_deletes(RUNS)
+
+
 _node, _pod = st.sampled_from([0, 0, 1, 1, 2, 3]), st.sampled_from([0, 0, 1, 2, 3])
 _seconds = st.sampled_from([1.0, 5.0, 20.0, 40.0])
 _kinds = st.sampled_from(sorted(KINDS))

@@ -65,10 +65,8 @@ class Network:
         return _due(self.store_faults)
 
     def calm(self) -> None:
-        """All faults end."""
+        """All faults that last end; those that are ordered for a later call still come, each once."""
         self.api_down = self.store_down = False
-        self.api_faults.clear()
-        self.store_faults.clear()
 
     async def api_call(
         self,

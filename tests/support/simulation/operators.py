@@ -67,7 +67,6 @@ class OperatorProcess:
     def __init__(self, sim: Simulation, name: str, *, election: bool) -> None:
         self.sim, self.name = sim, name
         self.process = Process(name, sim.crashed)
-        self.calls = 0
         self.leads = False
         self._going = asyncio.Event()
         self._going.set()
@@ -172,8 +171,7 @@ class OperatorProcess:
             self.sim.crashed(self.name, error)
 
     async def _call(self, what: str, send: Callable[[], Awaitable[Any]]) -> Any:
-        self.calls += 1
-        cut = self.sim.cut_of(self, self.calls)
+        cut = self.sim.cut_of(self, what)
         if cut == "before":
             await self._cut(f"before it could {what}")
         await self._going.wait()

@@ -24,7 +24,7 @@ from tests.support import runs
 from .agents import AgentProcess, shipped_agents
 from .api_server import GRACE, ApiServer, Change, owner_uids
 from .checks import Checks
-from .control_plane import ControlPlane
+from .control_plane import OWNED, ControlPlane
 from .faults import Schedule
 from .machines import Machine, Sandbox, node_manifest
 from .memo import remembering
@@ -107,8 +107,8 @@ class Simulation:
         self._boots = 0
         self._replicas = 0
         self._cuts: dict[int, Cut] = {}
-        self._calls = 0
         self.calls: list[str] = []
+        """All that leaders asked of the API server, in order; they are cut before or after one by its number from 1."""
         self.api.watchers.append(self._tell_agents)
         self.disk = Path()
 
@@ -189,6 +189,11 @@ class Simulation:
         """All faults end: the run comes to its end, in bounded time and with a bounded number of passes."""
         self.all_is_well()
         until = self.loop.time() + ENOUGH
+        if self.api.find(RUNS, "default", "a") is None:
+            await asyncio.sleep(AFTERWARDS)
+            left = [f"{k.kind} {t['metadata']['name']}" for k in OWNED for t in self.owned(k)]
+            self.checks.require(not left, f"the run is deleted, and it has left {left}")
+            return
         while self.status.get("state") != "Succeeded":
             await asyncio.sleep(1.0)
             if self.loop.time() > until:
@@ -206,7 +211,6 @@ class Simulation:
         self.tell("all faults end")
         self.network.calm()
         self.assignment_lag = 0.02
-        self._cuts.clear()
         for machine in self.machines.values():
             if not machine.up:
                 self.chargeable += 1
@@ -237,13 +241,13 @@ class Simulation:
             self.loop.call_later(RESTART, self.start_operator)
 
     def order_cut(self, calls_from_now: int, when: Cut) -> None:
-        self._cuts[self._calls + calls_from_now] = when
+        self._cuts[len(self.calls) + calls_from_now] = when
 
-    def cut_of(self, operator: OperatorProcess, call: int) -> Cut | None:
+    def cut_of(self, operator: OperatorProcess, what: str) -> Cut | None:
         if not operator.leads:
             return None
-        self._calls += 1
-        return self._cuts.pop(self._calls, None) if self._cuts else None
+        self.calls.append(what)
+        return self._cuts.pop(len(self.calls), None) if self._cuts else None
 
     def operator_is_cut(self, operator: OperatorProcess, where: str) -> None:
         if operator.process.alive:
@@ -280,7 +284,8 @@ class Simulation:
             self.api.merge_patch(RUNS, "default", "a", {"spec": spec}, "user")
 
     def user_deletes(self, kind: Kind) -> None:
-        for thing in self.owned(kind):
+        things = self.owned(kind) if kind is not RUNS else self.api.list(RUNS)
+        for thing in things:
             self.api.delete(kind, "default", thing["metadata"]["name"], "user")
 
     def delete_pod(self, number: int, *, evicted: bool) -> None:
@@ -344,6 +349,19 @@ class Simulation:
     def status(self) -> Manifest:
         run = self.api.find(RUNS, "default", "a")
         return (run or {}).get("status") or {}
+
+    @property
+    def end(self) -> Manifest:
+        """What a run has come to, as far as it must be the same however it came to it."""
+        status = self.status
+        return {
+            "state": status.get("state"),
+            "conditions": [(c["type"], c["status"], c["reason"]) for c in status.get("conditions", ())],
+            "iteration": status.get("iteration"),
+            "checkpoint": (status.get("checkpoint") or {}).get("iteration"),
+            "charged": status.get("restartsWithoutProgress", 0),
+            "objects": {kind.kind: len(self.owned(kind)) for kind in OWNED if kind is not PODS},
+        }
 
     def owned(self, kind: Kind) -> list[Manifest]:
         """Objects of the run."""
