@@ -265,3 +265,13 @@ def test_what_a_leaving_gang_waited_for_its_checkpoint_stalled() -> None:
     run.waits(4 * MINUTE).passes().waits(MINUTE).passes()
     assert run.phase == "stop"
     assert more(run, before) == {"checkpointStall": pytest.approx(5 * MINUTE, abs=10)}
+
+
+def test_a_first_iteration_that_takes_long_is_no_time_of_forming() -> None:
+    run = long_run()
+    while run.passes().status.state != "Running":
+        run.cluster.settle_cluster()
+        run.cluster.world.now += 1
+    before = run.seconds
+    run.waits(10 * MINUTE).passes().waits(MINUTE).round().passes()
+    assert more(run, before) == {"training": pytest.approx(11 * MINUTE, abs=2)}
