@@ -143,7 +143,7 @@ def test_a_recovery_is_told_when_iterations_pass_again() -> None:
     assert ("Normal", reasons.RECOVERED) not in run.told, "it trains, and no iteration is done"
     recovered(run)
     (event,) = [e for e in run.cluster.events if e.reason == reasons.RECOVERED]
-    assert event.message.startswith("attempt 2 trains ")
+    assert event.message.startswith("attempt 2 trains again ")
     assert f"after NodeLost of node {node}: detecting 5.8 s, placing " in event.message
     assert "it went on from iteration 20, " in event.message
     run.until_quiet(5)
