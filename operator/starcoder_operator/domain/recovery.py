@@ -80,8 +80,8 @@ def told(recovery: Recovery) -> str:
     listed = ", ".join(f"{name} {took:.1f} s" for name, took in stages if took is not None)
     where = f" of node {recovery.node}" if recovery.node else ""
     return (
-        f"attempt {recovery.to_attempt} trains again {recovery.total:.1f} s after {recovery.cause}{where}: {listed}; it "
-        f"went on from iteration {recovery.resumed_at}, {recovery.iterations_lost} iterations are done again"
+        f"attempt {recovery.to_attempt} trains again {recovery.total:.1f} s after {recovery.cause}{where}: {listed}; "
+        f"it went on from iteration {recovery.resumed_at}, {recovery.iterations_lost} iterations are done again"
     )
 
 
