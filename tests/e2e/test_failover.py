@@ -17,15 +17,21 @@ LONG: dict[str, Any] = {"training__iterations": 5000}
 SPARE: dict[str, Any] = LONG | {"elasticity__spares": 1}
 
 
+def spare_of(*members: int) -> int:
+    """The one of three that does not take part."""
+    return next(i for i in range(3) if i not in members)
+
+
 def test_a_spare_takes_the_place_of_a_member_whose_node_is_killed(trained_on: Cluster) -> None:
     run = Run(trained_on, manifest("spare", **SPARE)).apply()
     before = run.until_checkpoint()
     run.until(lambda s: s["workers"].get("spares") == 1, "the spare stands by")
-    node = run.node_of(1)
+    stays, lost = run.members()
+    node = run.node_of(lost)
     trained_on.kill_node(node)
     try:
         status = resumed(run, before)
-        assert run.members() == [0, 2], "the spare did not take over the rank of the lost member"
+        assert run.members() == [stays, spare_of(stays, lost)], "the spare did not take over the lost member's rank"
         assert status["lastFailure"]["node"] == node
         assert status["restartsWithoutProgress"] == 0
         assert status["workers"]["ready"] == 2
@@ -41,10 +47,10 @@ def test_a_spare_on_a_node_that_dies_is_replaced_and_no_attempt_ends(trained_on:
     run = Run(trained_on, manifest("idle-spare", **SPARE)).apply()
     before = run.until_checkpoint()
     run.until(lambda s: s["workers"].get("spares") == 1, "the spare stands by")
-    node = run.node_of(2)
+    node = run.node_of(spare_of(*run.members()))
     trained_on.kill_node(node)
     try:
-        run.until(lambda s: s["workers"].get("spares") == 0, "the loss is told")
+        run.until(lambda s: s["workers"].get("spares", 0) == 0, "the loss is told")
         run.until_checkpoint(before["checkpoint"]["iteration"] + 20)
     finally:
         trained_on.start_node(node)
@@ -57,8 +63,9 @@ def test_a_partitioned_node_is_given_up_and_its_pod_is_cleaned_away_when_it_is_b
     run = Run(trained_on, manifest("partition", **SPARE)).apply()
     before = run.until_checkpoint()
     run.until(lambda s: s["workers"].get("spares") == 1, "the spare stands by")
-    node = run.node_of(0)  # the leader's: its agent may commit, were it not fenced
-    lost = next(n for n in run.pod_names() if n.startswith("partition-w0-"))
+    leader = run.members()[0]  # whose agent may commit, were it not fenced
+    node = run.node_of(leader)
+    lost = next(n for n in run.pod_names() if n.startswith(f"partition-w{leader}-"))
     trained_on.partition(node)
     try:
         status = resumed(run, before)
@@ -140,7 +147,7 @@ def test_operator_and_node_are_lost_together(trained_on: Cluster) -> None:
     run = Run(trained_on, manifest("operator-and-node", **SPARE)).apply()
     before = run.until_checkpoint()
     run.until(lambda s: s["workers"].get("spares") == 1, "the spare stands by")
-    node = run.node_of(1)
+    node = run.node_of(run.members()[1])
     run.kill_operator()
     trained_on.kill_node(node)
     try:

@@ -52,6 +52,9 @@ def worker(**fields: Any) -> dict[str, Any]:
     return {"containers": (ContainerView(names.CONTAINER_WORKER, False, 1, **fields),)}
 
 
+AGENT_DOWN = ContainerView(names.CONTAINER_AGENT, False, 0, exit_code=137, terminated_reason="Error")
+
+
 def test_a_gang_that_trains_shows_no_failure() -> None:
     assert found(snapshot()) == ()
 
@@ -73,6 +76,7 @@ def test_what_an_agent_reports_is_taken_as_it_says(cause: contract.Cause) -> Non
         (with_pod(snapshot(), **worker(exit_code=1, terminated_reason="Error")), Cause.CONTAINER_CRASHED),
         (with_pod(snapshot(), **worker(exit_code=137, terminated_reason="OOMKilled")), Cause.OUT_OF_MEMORY),
         (with_report(snapshot(), boot_id="another"), Cause.AGENT_RESTARTED),
+        (with_pod(snapshot(), containers=(AGENT_DOWN,)), Cause.AGENT_RESTARTED),
         (with_report(snapshot(), fenced_by=2), Cause.FENCED),
         (with_report(snapshot(), state="failed", failure=None), Cause.CRASH),
     ],
@@ -92,6 +96,28 @@ def test_a_silent_agent_among_others_that_answer_is_unresponsive() -> None:
     before = snapshot()
     first, second = before.leases
     assert only_cause(replace(before, leases=(first, replace(second, age=60.0)))) is Cause.AGENT_UNRESPONSIVE
+
+
+def test_a_silent_agent_whose_container_starts_again_keeps_its_pod_for_a_while() -> None:
+    before = with_pod(snapshot(), containers=(AGENT_DOWN,))
+    first, second = before.leases
+
+    def silent_for(age: float) -> Snapshot:
+        return replace(before, leases=(first, replace(second, age=age)))
+
+    limits = replace(USUAL, stale=15.0)
+    assert [m.loss is None for m in members_of(silent_for(14.0), limits)] == [True, True]
+    assert [m.loss is None for m in members_of(silent_for(15.0), limits)] == [True, False]
+
+
+def test_a_container_that_went_waits_for_what_the_kubelet_says_of_it() -> None:
+    gone = contract.Failure("ContainerCrashed", "the fork server went away")
+    (unexplained,) = found(with_report(snapshot(), state="failed", failure=gone))
+    assert unexplained.may_have_another_cause
+    killed = worker(exit_code=137, terminated_reason="OOMKilled")
+    (explained,) = found(with_pod(with_report(snapshot(), state="failed", failure=gone), **killed))
+    assert explained.cause is Cause.OUT_OF_MEMORY
+    assert not explained.may_have_another_cause
 
 
 @pytest.mark.parametrize("fields", [{"deleting": True}, {"phase": "Succeeded"}])

@@ -97,7 +97,8 @@ CAUSES: dict[Cause, Rule] = {
         "the worker container ended while its attempt was running", Charge.RUN, Response.RESTART
     ),
     Cause.AGENT_RESTARTED: Rule(
-        "the boot id in the Lease is not the one in the assignment", Charge.RUN, Response.RESTART
+        "the boot id in the Lease is not that in the assignment, or the kubelet says that the agent's container ended",
+        Charge.RUN, Response.RESTART,
     ),
     Cause.STORAGE: Rule("agent reports Storage: S3 gave up after retries", Charge.NOBODY, Response.RESTART),
     Cause.DATA_STALL: Rule(
@@ -154,8 +155,10 @@ class Failure:
 
     @property
     def may_have_another_cause(self) -> bool:
-        """Another member's failure may explain it, and may still be on its way."""
-        return self.cause is Cause.PEER or (self.cause is Cause.HANG and self.suspicion[:1] != (0,))
+        """Another member's failure may explain it, or the kubelet may say why a container ended; both may still be on
+        their way."""
+        unexplained = self.cause is Cause.CONTAINER_CRASHED and self.exit_code is None
+        return self.cause is Cause.PEER or unexplained or (self.cause is Cause.HANG and self.suspicion[:1] != (0,))
 
     @property
     def rule(self) -> Rule:
@@ -218,25 +221,36 @@ def _of_member(member: MemberView, attempt: int, boot_id: str) -> Failure | None
         said = report.failure
         if said is None:
             return sign(Cause.CRASH, "the agent reports its workers as failed and gives no cause")
+        if Cause(said.cause) is Cause.CONTAINER_CRASHED and (ended := _of_container(member)) is not None:
+            return sign(*ended)
         where = "" if said.rank is None else f"rank {said.rank}: "
         return sign(
             Cause(said.cause), where + said.message, said.exit_code,
             iteration=said.iteration, fingerprint=said.fingerprint, suspicion=said.suspicion,
         )  # fmt: skip
     worker = member.worker
-    if worker is not None and not worker.ready and worker.exit_code is not None:
-        if worker.terminated_reason == "OOMKilled":
-            return sign(Cause.OUT_OF_MEMORY, "the worker container was OOMKilled; raise its memory", worker.exit_code)
-        why = worker.terminated_reason or worker.waiting_reason or "no reason given"
-        return sign(
-            Cause.CONTAINER_CRASHED, f"the worker container ended with exit code {worker.exit_code} ({why})",
-            worker.exit_code,
-        )  # fmt: skip
+    if worker is not None and not worker.ready and (ended := _of_container(member)) is not None:
+        return sign(*ended)
     if member.report is not None and member.report.boot_id != boot_id:
         agent = member.agent
         why = agent.terminated_reason if agent else ""
         return sign(Cause.AGENT_RESTARTED, "the agent's container was started again" + (f" ({why})" if why else ""))
+    if member.agent_is_down and member.agent is not None:
+        code = member.agent.exit_code
+        return sign(Cause.AGENT_RESTARTED, f"the agent's container ended with exit code {code}, and starts again", code)
     return lost(member)
+
+
+def _of_container(member: MemberView) -> tuple[Cause, str, int] | None:
+    """What the kubelet says of the end of the worker container; None while it says nothing."""
+    worker = member.worker
+    if worker is None or worker.exit_code is None:
+        return None
+    if worker.terminated_reason == "OOMKilled":
+        return Cause.OUT_OF_MEMORY, "the worker container was OOMKilled; raise its memory", worker.exit_code
+    why = worker.terminated_reason or worker.waiting_reason or "no reason given"
+    message = f"the worker container ended with exit code {worker.exit_code} ({why})"
+    return Cause.CONTAINER_CRASHED, message, worker.exit_code
 
 
 def rule_of(cause: str) -> Rule | None:

@@ -94,6 +94,12 @@ class MemberView:
     def agent(self) -> ContainerView | None:
         return self._container(names.CONTAINER_AGENT)
 
+    @property
+    def agent_is_down(self) -> bool:
+        """Its container has ended, as the kubelet says, which starts it again."""
+        agent = self.agent
+        return self.loss is None and agent is not None and not agent.ready and agent.exit_code is not None
+
     def _container(self, name: str) -> ContainerView | None:
         return next((c for c in self.pod.containers if c.name == name), None) if self.pod else None
 
@@ -110,7 +116,7 @@ def members_of(snapshot: Snapshot, limits: Limits = USUAL) -> tuple[MemberView, 
     ]
     if not any(v.live for v in views):
         return tuple(views)
-    return tuple(_judge_silence(v) for v in views)
+    return tuple(_judge_silence(v, limits) for v in views)
 
 
 def _members(snapshot: Snapshot) -> int:
@@ -236,9 +242,11 @@ def _loss(snapshot: Snapshot, pod: PodView | None, name: str, node_before: str, 
     return None
 
 
-def _judge_silence(view: MemberView) -> MemberView:
+def _judge_silence(view: MemberView, limits: Limits) -> MemberView:
     if view.loss is not None or not view.stale or view.pod is None:
         return view
     age = view.lease.age if view.lease else 0.0
+    if view.agent_is_down and age < limits.stale:
+        return view  # it is sooner there again than another Pod
     how = "misses its heartbeats" if view.suspect else f"has been silent for {age:.0f} s while others answer"
     return replace(view, loss=Loss(LossKind.SILENT, view.pod.node, f"the agent of Pod {view.pod_name} {how}"))

@@ -264,7 +264,7 @@ class Supervisor:
             f"the fork server of Pod {self._me.pod} went away ({why}), expected it to live as long as the Pod; see "
             f"`kubectl logs {self._me.pod} -c worker --previous`"
         )
-        self.post(m.WorkersLost(self._clock(), Failure("Crash", message)))
+        self.post(m.WorkersLost(self._clock(), Failure("ContainerCrashed", message)))
 
     def _on_uploaded(self, uploads: Uploads) -> None:
         self._around.metrics.uploaded(uploads.seconds, uploads.size_bytes)

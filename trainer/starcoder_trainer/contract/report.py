@@ -19,6 +19,7 @@ Cause = Literal[
     "Crash",
     "DeviceError",
     "OutOfMemory",
+    "ContainerCrashed",
     "Storage",
     "DataStall",
     "Hang",
