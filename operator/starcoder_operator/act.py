@@ -34,6 +34,7 @@ from .domain.goodput import without_time
 from .domain.plan import (
     Action,
     CreatePod,
+    DeclareFailed,
     DeleteGang,
     DeletePod,
     EmitEvent,
@@ -67,6 +68,7 @@ WHAT = {
     EnsureGang: "create gang",
     CreatePod: "create pod",
     DeletePod: "delete pod",
+    DeclareFailed: "declare pod failed",
     EnsureDisruptionBudget: "write disruption budget",
     DeleteGang: "delete gang",
     WriteAssignment: "write assignment",
@@ -220,6 +222,11 @@ class Actor:
             case DeletePod(name, uid, why):
                 log.info("deleting Pod: %s", why, extra=_where(snapshot) | {"pod": name})
                 await self._gone(self._kube.delete(PODS, snapshot.namespace, name, uid=uid))
+            case DeclareFailed(name, uid, why):
+                log.info("declaring Pod Failed: %s", why, extra=_where(snapshot) | {"pod": name})
+                status = {"phase": "Failed", "reason": "NodeLost", "message": why}
+                patch = {"metadata": {"uid": uid}, "status": status}
+                await self._gone(self._kube.merge_patch(PODS, snapshot.namespace, name, patch, subresource="status"))
             case DeleteGang(name, uid):
                 await self._gone(self._kube.delete(_group(snapshot).kind, snapshot.namespace, name, uid=uid))
             case EnsureDisruptionBudget(min_available):
@@ -308,7 +315,7 @@ class Actor:
                 member=action.member,
                 incarnation=action.incarnation,
                 avoid_nodes=action.avoid_nodes,
-                gang=gang_of(snapshot.spec).joined(action.gang) if action.gang else None,
+                gang=_membership(snapshot, action),
                 rhythm=self._settings.rhythm,
             )
         except PatchError as e:
@@ -326,7 +333,7 @@ class Actor:
         policy = workers.image_pull_policy or self._settings.trainer_image_pull_policy
         return Image(self._settings.trainer_image, policy)
 
-    async def _gone(self, deletion: Awaitable[None]) -> None:
+    async def _gone(self, deletion: Awaitable[Any]) -> None:
         """Deleted now, before, or replaced by an object of another uid: all the same."""
         try:
             await deletion
@@ -352,6 +359,13 @@ def _creates(actions: Sequence[Action]) -> bool:
 
 def _owner(snapshot: Snapshot) -> Owner:
     return Owner(snapshot.namespace, snapshot.name, snapshot.uid)
+
+
+def _membership(snapshot: Snapshot, action: CreatePod) -> Manifest | None:
+    if not action.gang:
+        return None
+    gang = gang_of(snapshot.spec)
+    return gang.joined(snapshot.spec, action.gang, size=action.gang_size, member=action.member)
 
 
 def _group(snapshot: Snapshot) -> Group:

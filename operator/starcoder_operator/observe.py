@@ -332,7 +332,8 @@ def pod_view(pod: Manifest, gang: Gang, age: float) -> PodView:
     meta, spec, status = pod["metadata"], pod.get("spec") or {}, pod.get("status") or {}
     annotations = meta.get("annotations") or {}
     scheduled = _condition(pod, "PodScheduled")
-    disruption = _condition(pod, "DisruptionTarget")
+    disruption = _condition(pod, "DisruptionTarget") or _condition(pod, "TerminationTarget")  # the latter is Kueue's
+    gated = bool(spec.get("schedulingGates"))
     node = spec.get("nodeName", "")
     return PodView(
         name=meta["name"],
@@ -344,11 +345,13 @@ def pod_view(pod: Manifest, gang: Gang, age: float) -> PodView:
         node=node,
         deleting="deletionTimestamp" in meta,
         scheduled=bool(node),
-        unschedulable_message=scheduled.get("message", "") if scheduled.get("status") == "False" else "",
+        unschedulable_message=scheduled.get("message", "") if scheduled.get("status") == "False" and not gated else "",
         ready=_condition(pod, "Ready").get("status") == "True",
         ip=status.get("podIP", ""),
         disruption=disruption.get("reason", "") if disruption.get("status") == "True" else "",
         scheduling_group=gang.membership(pod),
+        group_size=gang.size(pod),
+        gated=gated,
         containers=tuple(
             container_view(c)
             for c in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]

@@ -156,6 +156,16 @@ BAD: dict[str, Bad] = {
         {"workers__scratch": {"emptyDir": {}, "hostPath": {"path": "/x"}}},
         "spec.workers.scratch: 2 kinds named, expected one of emptyDir, hostPath, ephemeral",
     ),
+    "kueue-without-queue": Bad(
+        {"scheduling__gang": "Kueue"}, "spec.scheduling.queue: gang Kueue needs the name of a LocalQueue, found none"
+    ),
+    "queue-without-kueue": Bad(
+        {"scheduling__queue": "team"}, "spec.scheduling.queue: team is for gang Kueue, found gang Native"
+    ),
+    "backoff-shrinks": Bad(
+        {"failurePolicy__backoff": {"initial": "10m", "max": "5m"}},
+        "spec.failurePolicy.backoff.max: 5m is shorter than initial 10m",
+    ),
     "name-too-long": Bad({"name": "a" * 41}, f'metadata.name: "{"a" * 41}" has 41 characters, expected at most 40'),
     "name-with-dot": Bad(
         {"name": "a.b"}, 'metadata.name: "a.b" is no DNS label, expected lower-case letters, digits and hyphens'

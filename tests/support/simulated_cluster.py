@@ -12,6 +12,7 @@ from starcoder_operator.api.v1alpha1 import StarCoderRunSpec, StarCoderRunStatus
 from starcoder_operator.domain.plan import (
     Action,
     CreatePod,
+    DeclareFailed,
     DeleteGang,
     DeletePod,
     EmitEvent,
@@ -38,6 +39,7 @@ from starcoder_trainer.agent.heartbeats import is_news, is_relayed
 from starcoder_trainer.contract import names
 from starcoder_trainer.contract.report import Report
 from tests.support.simulated_agents import Agent, World
+from tests.support.simulated_kueue import SimulatedKueue
 
 EPOCH = "2026-01-01T00:00:00Z"
 
@@ -85,6 +87,7 @@ class SimulatedCluster:
         self.nodes = {f"node-{i}": self.node(f"node-{i}") for i in range(nodes or spec.workers.replicas)}
         self.down: set[str] = set()
         """Nodes that are dead, whether or not the control plane has noticed."""
+        self.kueue = SimulatedKueue()
         self.full: set[str] = set()
         """Nodes whose GPUs others hold."""
         self.groups: dict[str, GangView] = {}
@@ -167,6 +170,10 @@ class SimulatedCluster:
     def native(self) -> bool:
         return self.spec.scheduling.gang == "Native"
 
+    @property
+    def queued(self) -> bool:
+        return self.spec.scheduling.gang == "Kueue"
+
     def act(self, snapshot: Snapshot, plan: Plan, cut_after: int | None = None) -> None:
         """As the shipped actor does: status, Events, actions; what is refused ends the pass.
 
@@ -236,6 +243,10 @@ class SimulatedCluster:
                 pod = self.pods.get(name)
                 if pod is not None and pod.view.uid == uid:
                     self.delete_pod(name)
+            case DeclareFailed(name, uid):
+                pod = self.pods[name]
+                assert (pod.view.uid, pod.view.deleting, self.up(pod.view.node)) == (uid, True, False)
+                pod.view = replace(pod.view, phase="Failed", ready=False)
             case DeleteGang(name, uid):
                 if name in self.groups and self.groups[name].uid == uid:
                     del self.groups[name]
@@ -274,6 +285,8 @@ class SimulatedCluster:
             age=0.0,
             avoided_nodes=action.avoid_nodes,
             template=template_digest(self.spec),
+            group_size=action.gang_size,
+            gated=self.queued and self.gang_field,
         )
         self.pods[name] = Pod(view, self.world.now, self.spec.workers.image or "")
 
@@ -311,6 +324,8 @@ class SimulatedCluster:
 
     def settle_cluster(self) -> None:
         """Scheduler, kubelets, agents: one round."""
+        if self.queued:
+            self.kueue.reconcile(self)
         self._schedule()
         for pod in list(self.pods.values()):
             self._kubelet(pod)
@@ -345,11 +360,13 @@ class SimulatedCluster:
         return [n for n, v in self.nodes.items() if n not in shut and v.ready and not v.unschedulable]
 
     def _schedule(self) -> None:
-        waiting = [p for p in self.pods.values()
-                   if not p.view.node and not p.view.deleting and p.view.phase == "Pending"]  # fmt: skip
+        waiting = [
+            p for p in self.pods.values()
+            if not p.view.node and not p.view.deleting and p.view.phase == "Pending" and not p.view.gated
+        ]  # fmt: skip
         by_group: dict[str, list[Pod]] = {}
         for pod in waiting:
-            by_group.setdefault(pod.view.scheduling_group, []).append(pod)
+            by_group.setdefault("" if self.queued else pod.view.scheduling_group, []).append(pod)
         for name, pods in by_group.items():
             needed = 0
             if name:
@@ -400,7 +417,10 @@ class SimulatedCluster:
                     return
                 self._renew(pod.agent)  # its last words
             self._kill(pod)
-            del self.pods[view.name]
+            if self.queued and view.scheduling_group:
+                pod.view = replace(pod.view, phase="Failed", ready=False)  # Kueue's finalizer holds it
+            else:
+                del self.pods[view.name]
             return
         if view.phase == "Pending" and self._can_pull(pod):
             pod.view = replace(view, phase="Running", ready=True, ip="10.0.0.1")
@@ -474,7 +494,8 @@ class SimulatedCluster:
         pod = self.pods[name]
         if grace is None:
             grace = self.spec.workers.termination_grace_period_seconds
-        if not pod.view.node or pod.view.phase in ("Succeeded", "Failed") or grace == 0:
+        held = self.queued and pod.view.scheduling_group
+        if not held and (not pod.view.node or pod.view.phase in ("Succeeded", "Failed") or grace == 0):
             self._kill(pod)
             del self.pods[name]
         elif not pod.view.deleting:
@@ -531,7 +552,8 @@ class SimulatedCluster:
 def what(action: Action) -> str:
     kinds = {
         EnsureAccess: "create access", EnsureLeases: "create lease", EnsureGang: "create gang", CreatePod: "create pod",
-        DeletePod: "delete pod", DeleteGang: "delete gang", WriteAssignment: "write assignment",
+        DeletePod: "delete pod", DeclareFailed: "declare pod failed",
+        DeleteGang: "delete gang", WriteAssignment: "write assignment",
         EnsureDisruptionBudget: "write disruption budget",
     }  # fmt: skip
     return kinds[type(action)]

@@ -68,7 +68,7 @@ def test_a_patch_of_the_size_is_seen_as_the_new_size():
 
 
 def test_a_native_pod_joins_by_name_and_membership_is_what_the_server_kept():
-    joined = native().joined("good-p0")
+    joined = native().joined(run().spec, "good-p0", size=2, member=0)
     assert native().membership(joined) == "good-p0"
     assert native().membership({"spec": {}}) == ""
 
@@ -76,5 +76,43 @@ def test_a_native_pod_joins_by_name_and_membership_is_what_the_server_kept():
 def test_without_a_gang_there_is_no_object_and_pods_are_as_they_are():
     alone = native(scheduling__gang="None")
     assert alone.group is None
-    assert alone.joined("good-p0") == {}
+    assert alone.joined(run().spec, "good-p0", size=2, member=0) == {}
     assert alone.membership({"spec": {"schedulingGroup": {"podGroupName": "x"}}}) == ""
+
+
+def kueue(**changes):
+    return run(scheduling__gang="Kueue", scheduling__queue="team", **changes).spec
+
+
+def test_a_pod_joins_kueue_s_group_by_labels_and_annotations_alone():
+    found = gang_of(kueue())
+    assert found.group is None
+    assert found.joined(kueue(), "good-p3", size=2, member=1) == {
+        "metadata": {
+            "labels": {"kueue.x-k8s.io/queue-name": "team", "kueue.x-k8s.io/pod-group-name": "good-p3"},
+            "annotations": {
+                "kueue.x-k8s.io/pod-group-total-count": "2",
+                "kueue.x-k8s.io/retriable-in-group": "false",
+                "kueue.x-k8s.io/role-hash": "worker",
+                "kueue.x-k8s.io/pod-group-pod-index-label": "starcoder.dev/member",
+            },
+        }
+    }
+
+
+def test_a_member_beyond_the_size_of_its_group_has_no_index_there_which_kueue_would_refuse():
+    joined = gang_of(kueue()).joined(kueue(), "good-p3", size=1, member=1)
+    assert "kueue.x-k8s.io/pod-group-pod-index-label" not in joined["metadata"]["annotations"]
+
+
+def test_a_pod_is_kueue_s_when_its_webhook_has_labelled_it():
+    gang, pod = gang_of(kueue()), gang_of(kueue()).joined(kueue(), "good-p3", size=2, member=0)
+    assert (gang.membership(pod), gang.size(pod)) == ("", 2)
+    pod["metadata"]["labels"]["kueue.x-k8s.io/managed"] = "true"
+    assert gang.membership(pod) == "good-p3"
+    assert (gang.membership({"metadata": {}}), gang.size({"metadata": {}})) == ("", 0)
+
+
+@pytest.mark.parametrize("gang", ["Native", "None"])
+def test_other_gangs_ask_no_size_of_a_pod(gang):
+    assert GANGS[gang].size({"metadata": {"annotations": {"kueue.x-k8s.io/pod-group-total-count": "2"}}}) == 0

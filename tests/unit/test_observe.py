@@ -107,7 +107,7 @@ def made_pod(member=0, incarnation=0, *, node="n1", **status):
         member=member,
         incarnation=incarnation,
         avoid_nodes=("n9",) if incarnation else (),
-        gang=gang_of(SPEC).joined("good-p0"),
+        gang=gang_of(SPEC).joined(SPEC, "good-p0", size=2, member=member),
     )
     manifest["spec"] |= {"nodeName": node} if node else {}
     return manifest | {"status": {"phase": "Running", "podIP": "10.0.0.1", **status}}

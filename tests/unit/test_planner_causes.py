@@ -146,6 +146,14 @@ def test_waits_double_up_to_the_longest_and_no_two_runs_wait_alike() -> None:
     assert len({wait(3, f"uid-{i}") for i in range(20)}) == 20
 
 
+def test_a_node_lost_after_crashes_is_not_waited_for_either() -> None:
+    status = crashing().passes().status
+    assert delay(Backoff(), "uid-a", status) > 0
+    assert status.last_failure is not None
+    lost = status.model_copy(update={"last_failure": status.last_failure.model_copy(update={"cause": "NodeLost"})})
+    assert delay(Backoff(), "uid-a", lost) == 0
+
+
 # Devices
 
 

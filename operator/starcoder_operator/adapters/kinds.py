@@ -76,13 +76,14 @@ class Permission:
     verbs: tuple[str, ...]
     subresource: str = ""
     needed: bool = True
-    """False: a run that does without (gang None) can be trained without it."""
+    """False: a run of another gang can be trained without it."""
 
 
 PERMISSIONS = (
     Permission(RUNS, ("get", "list", "watch")),
     Permission(RUNS, ("patch",), subresource="status"),
     Permission(PODS, ("get", "list", "watch", "create", "delete")),
+    Permission(PODS, ("patch",), subresource="status", needed=False),
     Permission(LEASES, ("get", "list", "watch", "create", "update", "patch")),
     Permission(CONFIG_MAPS, ("get", "list", "watch", "create", "update")),
     Permission(SERVICE_ACCOUNTS, ("get", "create")),

@@ -88,9 +88,11 @@ class Kube:
         path = kind_of(manifest).path(meta.get("namespace", ""), meta["name"])
         return await self._call("update", path, {"fieldManager": FIELD_MANAGER}, manifest)
 
-    async def merge_patch(self, kind: Kind, namespace: str, name: str, patch: Manifest) -> Manifest:
+    async def merge_patch(
+        self, kind: Kind, namespace: str, name: str, patch: Manifest, *, subresource: str = ""
+    ) -> Manifest:
         """JSON merge patch. `metadata.uid` or `.resourceVersion` in it are preconditions."""
-        path = kind.path(namespace, name)
+        path = kind.path(namespace, name, subresource)
         query = {"fieldManager": FIELD_MANAGER}
         return await self._call("patch", path, query, patch, content_type="application/merge-patch+json")
 

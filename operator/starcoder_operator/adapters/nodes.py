@@ -30,6 +30,7 @@ def node_view(node: Manifest, fault_conditions: Collection[str] = ()) -> NodeVie
         noexecute_taints=tuple(
             sorted(str(t.get("key")) for t in spec.get("taints") or [] if t.get("effect") == "NoExecute")
         ),
+        labels=dict(node["metadata"].get("labels") or {}),
         faults=tuple(sorted(_said(c) for c in faults)),
         extended={
             name: int(amount)

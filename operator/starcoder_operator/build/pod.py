@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from starcoder_operator.api.v1alpha1 import StarCoderRunSpec
+from starcoder_operator.api.v1alpha1.storage import Scheduling
 from starcoder_operator.domain.members import OWN_TOLERATIONS
 from starcoder_operator.domain.pod_template import ANNOTATION_AVOIDS, ANNOTATION_TEMPLATE, template_digest
 from starcoder_trainer.contract import names
@@ -66,6 +67,7 @@ def pod(
     _check_containers(patched)
     # What the operator finds its Pods by, and what places them, stands above the patch.
     _avoid(patched, avoid_nodes)
+    _attract(patched, owner.name, spec.scheduling)
     avoids = {ANNOTATION_AVOIDS: ",".join(avoid_nodes)} if avoid_nodes else {}
     grace = patched["spec"].get("terminationGracePeriodSeconds", DEFAULT_GRACE_SECONDS)
     own = {
@@ -136,6 +138,31 @@ def _check_containers(pod: Manifest) -> None:
         )
 
 
+def _attract(pod: Manifest, run: str, scheduling: Scheduling) -> None:
+    """Adds that the run's Pods are to be in one topology domain. The first Pod attracts the others: one that is to be
+    near itself may be placed anywhere."""
+    if scheduling.topology_key is None:
+        return
+    near: Manifest = {
+        "labelSelector": {"matchLabels": {names.LABEL_RUN: run}},
+        "topologyKey": scheduling.topology_key,
+    }
+    field, term = "requiredDuringSchedulingIgnoredDuringExecution", near
+    if scheduling.topology_policy == "Preferred":
+        field, term = "preferredDuringSchedulingIgnoredDuringExecution", {"weight": 100, "podAffinityTerm": near}
+    affinity = _part(pod["spec"], "spec", "affinity")
+    attraction = _part(affinity, "spec.affinity", "podAffinity")
+    attraction[field] = [*(attraction.get(field) or []), term]
+
+
+def _part(parent: Manifest, path: str, field: str) -> Manifest:
+    """The object in that field, made where there is none."""
+    found = parent[field] = parent.get(field) or {}
+    if not isinstance(found, dict):
+        raise PatchError(f"{path}.{field}", type(found).__name__, "an object")
+    return found
+
+
 def _avoid(pod: Manifest, nodes: tuple[str, ...]) -> None:
     """Adds to each way of being placed that none of `nodes` will do. Terms are alternatives, each is to be added to.
 
@@ -143,13 +170,9 @@ def _avoid(pod: Manifest, nodes: tuple[str, ...]) -> None:
     """
     if not nodes:
         return
-    path = ("affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution")
-    place = pod["spec"]
-    for field in path:
-        place[field] = place.get(field) or {}
-        place = place[field]
-        if not isinstance(place, dict):
-            raise PatchError(f"spec.{'.'.join(path)}", type(place).__name__, "an object")
+    place, path = pod["spec"], "spec"
+    for field in ("affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"):
+        place, path = _part(place, path, field), f"{path}.{field}"
     forbidden = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
     # An empty term of the user's matches no node; with a requirement it would match nearly all.
     terms = place.get("nodeSelectorTerms")

@@ -23,6 +23,7 @@ from .relay import with_relay
 from .seats import is_gone, seated, taking_part, vacated
 from .sizing import gang_size, regrouped
 from .snapshot import Snapshot, own_assignment
+from .topology import in_order
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ def _filled_in(snapshot: Snapshot, members: tuple[MemberView, ...], current: Ass
         return replace(current, members=known, layout=layout_of(snapshot.spec, size))
     leader_found = not kept[0].boot_id and bool(known[0].boot_id) and known[0].index == kept[0].index
     if leader_found or all(place.boot_id for place in known):
-        return replace(current, members=known)
+        return replace(current, members=in_order(snapshot, known, members))
     return replace(current, members=kept)
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from . import reasons
 from .elasticity import least, pool_size
 from .members import MemberView, device_trouble, node_trouble
-from .plan import Action, CreatePod, DeleteGang, DeletePod, EnsureGang
+from .plan import Action, CreatePod, DeclareFailed, DeleteGang, DeletePod, EnsureGang
+from .pod_groups import Seat, seats
 from .pod_template import template_digest
 from .snapshot import PodView, Snapshot, own_assignment
 from .timestamps import seconds_between
@@ -65,6 +66,10 @@ def is_native(snapshot: Snapshot) -> bool:
     return snapshot.spec.scheduling.gang == "Native"
 
 
+def is_queued(snapshot: Snapshot) -> bool:
+    return snapshot.spec.scheduling.gang == "Kueue"
+
+
 def unchanged(snapshot: Snapshot, members: tuple[MemberView, ...]) -> Placement:
     """While an attempt runs; what a status that was lost had recorded is recorded again."""
     return Placement(snapshot.status.placement, _incarnations(members, (), snapshot.status.incarnations))
@@ -94,13 +99,16 @@ def place(
     standing = {m.index for m in kept}
     missing = tuple(m for m in members[: pool_size(snapshot.spec)] if m.index not in standing)
     actions: list[Action] = [*_deletions(snapshot, members, kept, vain, dropped)]
+    actions += _declarations(snapshot, kept)
     allowed, look_again, trying = _allowance(snapshot, kept, missing, bool(dropped))
     number, coming = snapshot.status.placement, missing[:allowed]
     if allowed:
-        number = _number(snapshot, kept)
+        number = _number(snapshot, kept, missing)
     if allowed or (snapshot.gang is not None and snapshot.gang.name == group_name(snapshot.name, number)):
         actions += _gang(snapshot, number, kept, missing)
-    actions += _creations(snapshot, number, coming, avoided)
+    where = _seats(snapshot, number, kept, missing)
+    coming = tuple(m for m in coming if m.index in where)
+    actions += _creations(snapshot, where, coming, avoided)
     return Placement(
         number=number,
         incarnations=_incarnations(members, coming, snapshot.status.incarnations),
@@ -155,7 +163,7 @@ def _came_without_group(snapshot: Snapshot, member: MemberView, digest: str) -> 
     return (
         pod is not None
         and member.loss is None
-        and is_native(snapshot)
+        and (is_native(snapshot) or is_queued(snapshot))
         and pod.template == digest
         and not pod.scheduling_group
     )
@@ -171,7 +179,7 @@ def _deletions(
     """Every Pod that does not count. Those that are being deleted already are left to their kubelet; nothing waits."""
     stay = {m.pod.uid for m in kept if m.pod is not None}
     losses = {m.index: m.loss.message for m in members if m.loss is not None}
-    whys = losses | vain | dict.fromkeys(dropped, "the API server dropped spec.schedulingGroup")
+    whys = losses | vain | dict.fromkeys(dropped, "it came without its group")
 
     def why(pod: PodView) -> str:
         return whys.get(pod.member, "a later Pod takes its place" if pod.member < len(members) else NO_PLACE)
@@ -196,20 +204,26 @@ def _allowance(
     if told.reason == reasons.REFUSED:
         tried = told.status == "Unknown"
     else:
-        tried = not is_native(snapshot) or any(_is_in_group(snapshot, m) for m in kept)
+        tried = snapshot.spec.scheduling.gang == "None" or any(_is_in_group(snapshot, m) for m in kept)
     return (len(missing), None, False) if tried else (1, None, True)
 
 
 def _is_in_group(snapshot: Snapshot, member: MemberView) -> bool:
     gang, pod = snapshot.gang, member.pod
+    if is_queued(snapshot):
+        return pod is not None and bool(pod.scheduling_group)
     return gang is not None and pod is not None and pod.scheduling_group == gang.name
 
 
-def _number(snapshot: Snapshot, kept: tuple[MemberView, ...]) -> int:
+def _number(snapshot: Snapshot, kept: tuple[MemberView, ...], missing: tuple[MemberView, ...]) -> int:
     """Of the placement that Pods now come in."""
     number, gang = snapshot.status.placement, snapshot.gang
     current = own_assignment(snapshot)
     stopped = current is not None and current.phase == "stop" and not kept
+    if is_queued(snapshot):
+        fresh = group_name(snapshot.name, _beyond(snapshot, number))
+        comes = any(seat.group == fresh for seat in seats(kept, snapshot.pods, missing, fresh).values())
+        return _beyond(snapshot, number) if comes else number
     if not is_native(snapshot):
         return number + 1 if number == 0 or stopped else number
     if gang is None or gang.name != group_name(snapshot.name, number):
@@ -249,12 +263,41 @@ def _lacking(snapshot: Snapshot, kept: tuple[MemberView, ...]) -> int:
     return max(1, least(snapshot.spec) - placed)
 
 
+def _seats(
+    snapshot: Snapshot, number: int, kept: tuple[MemberView, ...], missing: tuple[MemberView, ...]
+) -> dict[int, Seat]:
+    """Missing member to the group that it comes in."""
+    name = group_name(snapshot.name, number)
+    match snapshot.spec.scheduling.gang:
+        case "Native":
+            return {m.index: Seat(name, 0) for m in missing}
+        case "Kueue":
+            return seats(kept, snapshot.pods, missing, name)
+        case "None":
+            return {m.index: Seat("", 0) for m in missing}
+
+
+def _declarations(snapshot: Snapshot, kept: tuple[MemberView, ...]) -> list[DeclareFailed]:
+    """Deleted Pods on lost nodes, where they would hold the place of those that come for them."""
+    if not is_queued(snapshot):
+        return []
+    stay = {m.pod.uid for m in kept if m.pod is not None}
+    tolerations = snapshot.spec.workers.tolerations
+    return [
+        DeclareFailed(pod.name, pod.uid, f"{trouble}; attempts are fenced, so nothing it still does counts")
+        for pod in snapshot.pods
+        if pod.uid not in stay and pod.deleting and pod.node and pod.phase in ("Pending", "Running")
+        and (trouble := node_trouble(pod.node, snapshot.nodes, tolerations)) is not None
+    ]  # fmt: skip
+
+
 def _creations(
-    snapshot: Snapshot, number: int, coming: tuple[MemberView, ...], avoided: frozenset[str]
+    snapshot: Snapshot, where: dict[int, Seat], coming: tuple[MemberView, ...], avoided: frozenset[str]
 ) -> list[CreatePod]:
-    gang = group_name(snapshot.name, number) if is_native(snapshot) else ""
     avoid = tuple(sorted(avoided.union(lost_nodes(snapshot))))
-    return [CreatePod(m.index, m.last_incarnation + 1, gang, avoid) for m in coming]
+    return [
+        CreatePod(m.index, m.last_incarnation + 1, where[m.index].group, avoid, where[m.index].size) for m in coming
+    ]
 
 
 def lost_nodes(snapshot: Snapshot) -> tuple[str, ...]:

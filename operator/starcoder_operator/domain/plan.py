@@ -34,12 +34,23 @@ class CreatePod:
     member: int
     incarnation: int
     gang: str
-    """Name of the PodGroup; empty where the gang is None."""
+    """Name of the group; empty where the gang is None."""
     avoid_nodes: tuple[str, ...] = ()
+    gang_size: int = 0
+    """Pods that the group has in all, where Pods have to say so."""
 
 
 @dataclass(frozen=True)
 class DeletePod:
+    name: str
+    uid: str
+    why: str
+
+
+@dataclass(frozen=True)
+class DeclareFailed:
+    """Sets the phase of a deleted Pod whose node is lost, and so nobody else will, to Failed."""
+
     name: str
     uid: str
     why: str
@@ -80,6 +91,7 @@ Action = (
     | EnsureGang
     | CreatePod
     | DeletePod
+    | DeclareFailed
     | DeleteGang
     | EnsureDisruptionBudget
     | WriteAssignment

@@ -14,6 +14,8 @@ POD_INVALID = "PodInvalid"
 ALL_PODS_SCHEDULED = "AllPodsScheduled"
 WAITING_FOR_SCHEDULER = "WaitingForScheduler"
 UNSCHEDULABLE = "Unschedulable"
+GATED = "Gated"
+"""Scheduling gates hold Pods: Kueue has not admitted their group."""
 REFUSED = "Refused"
 """Quota, admission or authorization refused an object of the run."""
 GANG_API_ABSENT = "GangAPIAbsent"
@@ -65,7 +67,7 @@ NODE_FORGIVEN = "NodeForgiven"
 NEW_CHECKPOINT = "CheckpointVerified"
 
 WARNINGS = frozenset({
-    INVALID_SPEC, POD_INVALID, UNSCHEDULABLE, REFUSED, GANG_API_ABSENT, GANG_FIELD_DROPPED, IMAGE_PULL_FAILED,
+    INVALID_SPEC, POD_INVALID, UNSCHEDULABLE, GATED, REFUSED, GANG_API_ABSENT, GANG_FIELD_DROPPED, IMAGE_PULL_FAILED,
     CONTAINER_CONFIG_ERROR, CONTAINER_CRASHING, AGENTS_SILENT, RESTARTS_EXHAUSTED, SHRUNK,
     "CredentialsMissing", "StorageAccessDenied", "BucketNotFound", "StorageUnreachable", "DataNotFound", "DataInvalid",
     "TokenizerMismatch", "CheckpointForeign", "CheckpointLost", "WorkerNotReady", "GraceExceeded",

@@ -15,7 +15,7 @@ from .failure import Cause
 from .formation import AwaitCause, BackOff, Decision, Drain, Ended, Finished, Go, Hold, Leave, Stay, Unclear
 from .layout import data_parallel
 from .members import MemberView
-from .placement import TRIED_SLOWLY, Placement, is_native, waiting_trouble
+from .placement import TRIED_SLOWLY, Placement, is_native, is_queued, waiting_trouble
 from .sizing import grows_after
 from .snapshot import Snapshot, own_assignment
 
@@ -59,6 +59,11 @@ def _why_not_scheduled(
         )
     if snapshot.problems:
         return reasons.REFUSED, refusals(snapshot)
+    if placement.dropped and is_queued(snapshot):
+        return reasons.GANG_FIELD_DROPPED, (
+            "a new Pod came without Kueue's label kueue.x-k8s.io/managed, so its queue would be passed by: turn on "
+            f"Kueue's integration `pod` and select this namespace, {GANG_NONE}"
+        )
     if placement.dropped:
         return reasons.GANG_FIELD_DROPPED, (
             "the API server dropped spec.schedulingGroup of a new Pod, so the gang would not be placed as one: turn on "
@@ -71,6 +76,13 @@ def _why_not_scheduled(
     why = _schedulers_words(pod.unschedulable_message for pod in waiting if pod.unschedulable_message)
     if not why and waiting and snapshot.gang is not None and snapshot.gang.scheduled is False:
         why = snapshot.gang.message
+    if any(pod.gated for pod in waiting):
+        groups = sorted({pod.scheduling_group for pod in waiting if pod.gated and pod.scheduling_group})
+        return reasons.GATED, (
+            f"{placed} have a node, scheduling gates hold the others: quota of LocalQueue "
+            f"{snapshot.spec.scheduling.queue or 'none'} is waited for; see `kubectl describe workload "
+            f"{' '.join(groups)}`"
+        )
     if why:
         return reasons.UNSCHEDULABLE, f"{placed} have a node, the others find no room: {why}"
     return reasons.WAITING_FOR_SCHEDULER, f"{placed} have a node"

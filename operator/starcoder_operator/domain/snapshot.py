@@ -53,6 +53,10 @@ class PodView:
     """Seconds since this operator saw that it is being deleted."""
     grace: float = 0.0
     """Seconds that it was given to end when it was deleted; 0: none, or it is not being deleted."""
+    group_size: int = 0
+    """Pods that its group has in all, as the Pod says; 0: the group is an object that says it, or there is none."""
+    gated: bool = False
+    """Scheduling gates hold it: nobody has tried to place it."""
     priority_class: str = ""
     avoided_nodes: tuple[str, ...] = ()
     """Nodes that its affinity forbids: lost, broken, or avoided; from annotation `pod_template.ANNOTATION_AVOIDS`."""
@@ -69,6 +73,8 @@ class NodeView:
     noexecute_taints: tuple[str, ...]
     faults: tuple[str, ...] = ()
     """Conditions of the operator's list of device faults that are True, each with its message."""
+    labels: dict[str, str] = field(default_factory=dict, compare=False)
+    """All; a change of one is no news by itself."""
     extended: dict[str, int] = field(default_factory=dict)
     """Allocatable resources with a domain in their name, such as nvidia.com/gpu, of all Pods there."""
 

@@ -167,6 +167,20 @@ def hangs_are_told_from_work(spec: StarCoderRunSpec) -> Violations:
             )
 
 
+def queue_is_kueues(spec: StarCoderRunSpec) -> Violations:
+    gang, queue = spec.scheduling.gang, spec.scheduling.queue
+    if gang == "Kueue" and queue is None:
+        yield Violation("spec.scheduling.queue", "gang Kueue", "needs the name of a LocalQueue, found none")
+    if gang != "Kueue" and queue is not None:
+        yield Violation("spec.scheduling.queue", queue, f"is for gang Kueue, found gang {gang}")
+
+
+def backoff_grows(spec: StarCoderRunSpec) -> Violations:
+    backoff = spec.failure_policy.backoff
+    if backoff.max.seconds < backoff.initial.seconds:
+        yield Violation("spec.failurePolicy.backoff.max", backoff.max, f"is shorter than initial {backoff.initial}")
+
+
 def learning_rate_falls(spec: StarCoderRunSpec) -> Violations:
     peak, last = learning_rates(spec)
     if last > peak:
@@ -273,6 +287,8 @@ RULES: tuple[Callable[[StarCoderRunSpec], Violations], ...] = (
     min_replicas_have_a_layout,
     patience_is_some_time,
     hangs_are_told_from_work,
+    queue_is_kueues,
+    backoff_grows,
     learning_rate_falls,
     warmup_ends,
     endpoint_is_http,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from starcoder_operator.adapters.kinds import Manifest
+from starcoder_operator.api.v1alpha1 import StarCoderRunSpec
 
 from .protocol import Group
 
@@ -12,8 +13,11 @@ class Alone:
     def group(self) -> Group | None:
         return None
 
-    def joined(self, name: str) -> Manifest:
+    def joined(self, spec: StarCoderRunSpec, name: str, *, size: int, member: int) -> Manifest:
         return {}
 
     def membership(self, pod: Manifest) -> str:
         return ""
+
+    def size(self, pod: Manifest) -> int:
+        return 0

@@ -35,10 +35,19 @@ class Gang(Protocol):
         """None: this scheduler needs no object."""
         ...
 
-    def joined(self, name: str) -> Manifest:
-        """Part of a Pod that makes it a member of the placement `name`."""
+    def joined(self, spec: StarCoderRunSpec, name: str, *, size: int, member: int) -> Manifest:
+        """Part of a Pod that makes it a member of the placement `name`.
+
+        Args:
+            size: Pods that the placement has in all, where its Pods have to say so.
+            member: index of the Pod's member.
+        """
         ...
 
     def membership(self, pod: Manifest) -> str:
         """Name of the placement that a Pod is a member of as the server stored it; empty: none."""
+        ...
+
+    def size(self, pod: Manifest) -> int:
+        """Of the placement, as the Pod says it; 0: it does not."""
         ...

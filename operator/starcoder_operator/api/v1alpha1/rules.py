@@ -232,6 +232,24 @@ def place_rules() -> Iterator[Rule]:
     )
 
 
+def policy_rules() -> Iterator[Rule]:
+    yield rule(
+        "spec.scheduling",
+        "self.gang != 'Kueue' || has(self.queue)",
+        "spec.scheduling.queue: gang Kueue needs the name of a LocalQueue, found none",
+    )
+    yield rule(
+        "spec.scheduling",
+        "self.gang == 'Kueue' || !has(self.queue)",
+        "spec.scheduling.queue: {self.queue} is for gang Kueue, found gang {self.gang}",
+    )
+    yield rule(
+        "spec.failurePolicy.backoff",
+        "duration(self.max) >= duration(self.initial)",
+        "spec.failurePolicy.backoff.max: {self.max} is shorter than initial {self.initial}",
+    )
+
+
 def pod_rules() -> Iterator[Rule]:
     for kind in ("requests", "limits"):
         yield rule(
@@ -327,6 +345,7 @@ def rules() -> tuple[Rule, ...]:
         *elasticity_rules(),
         *training_rules(),
         *place_rules(),
+        *policy_rules(),
         *pod_rules(),
         *immutable_rules(),
     )

@@ -42,8 +42,15 @@ class Storage(ApiModel):
 class Scheduling(ApiModel):
     """How the Pods are placed."""
 
-    gang: Literal["Native", "None"] = "Native"
-    """Native: all Pods or none, by Kubernetes' PodGroup (scheduling.k8s.io/v1beta1). None: Pod by Pod, for clusters
-    without it."""
+    gang: Literal["Native", "Kueue", "None"] = "Native"
+    """Native: all Pods or none, by Kubernetes' PodGroup (scheduling.k8s.io/v1beta1). Kueue: quota for all Pods or none,
+    as a group of plain Pods of a LocalQueue. None: Pod by Pod, for clusters without either."""
+    queue: Annotated[str, StringConstraints(min_length=1, max_length=63)] | None = None
+    """LocalQueue in the run's namespace. Needed with Kueue, refused without."""
+    topology_key: Annotated[str, StringConstraints(min_length=1, max_length=317)] | None = None
+    """Label of nodes whose values are domains of fast network, such as topology.kubernetes.io/zone or that of a rack or
+    NVLink domain: Pods are kept in one domain, and ranks are ordered by domain, then node."""
+    topology_policy: Literal["Preferred", "Required"] = "Preferred"
+    """Preferred: as far as there is room. Required: all Pods in one domain, or they wait."""
     priority_class_name: Name | None = None
     """Of the Pods and the PodGroup. Default: the cluster's."""
