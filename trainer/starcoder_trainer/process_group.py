@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import logging
 import os
 import socket
+import time
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +18,13 @@ from starcoder_trainer.contract.assignment import Layout
 
 from .failures import ConfigurationError, FormationError
 
+log = logging.getLogger(__name__)
+
+TRIES = 3
+"""Of forming the group, within the time that there is in all."""
+PORT_SECONDS = 1.0
+"""Between two tries to bind a port that is taken."""
+FORMED = "formed"
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=15)
 """Last resort only: broken connections are noticed at once, hung peers by the operator."""
 
@@ -58,33 +68,103 @@ def form(meeting: Meeting, timeout_seconds: float) -> None:
                 f"{meeting.local_index + 1}"
             )
         torch.cuda.set_device(meeting.local_index)
-    timeout = datetime.timedelta(seconds=timeout_seconds)
+    deadline = time.monotonic() + timeout_seconds
     try:
-        store = TCPStore(
-            meeting.address,
-            meeting.port,
-            meeting.layout.world_size,
-            is_master=meeting.rank == 0,
-            timeout=timeout,
-            wait_for_workers=False,
-            master_listen_fd=meeting.listen_fd,
-        )
-        dist.init_process_group(
-            "nccl" if cuda else "gloo",
-            store=PrefixStore(meeting.key_prefix, store),
-            rank=meeting.rank,
-            world_size=meeting.layout.world_size,
-            timeout=timeout,
-        )
-        dist.barrier()
-        # It formed; from here on a neighbour may be long over a save.
-        dist.distributed_c10d.set_timeout(COLLECTIVE_TIMEOUT)
-        form_model_parallel(meeting.layout)
+        _form_in_tries(meeting, deadline, "nccl" if cuda else "gloo")
     except (RuntimeError, ValueError, OSError) as e:
         raise FormationError(
             f"rank {meeting.rank} of {meeting.layout.world_size} did not join at {meeting.address}:{meeting.port} "
-            f"within {timeout_seconds:.0f} s over {interface}: {' '.join(str(e).split())[:400]}"
+            f"within {timeout_seconds:.0f} s over {interface}: {_short(e)}"
         ) from e
+
+
+def _form_in_tries(meeting: Meeting, deadline: float, backend: str) -> None:
+    store = _store(meeting, deadline)
+    for number in range(TRIES):
+        try:
+            _try(meeting, store, number, deadline, backend)
+        except (RuntimeError, ValueError, OSError) as e:
+            _undo()
+            if number == TRIES - 1 or time.monotonic() >= deadline:
+                raise
+            log.warning("try %d of %d to form the process group failed: %s", number + 1, TRIES, _short(e))
+        else:
+            # It formed; from here on a neighbour may be long over a save.
+            dist.distributed_c10d.set_timeout(COLLECTIVE_TIMEOUT)
+            return
+
+
+def _store(meeting: Meeting, deadline: float) -> TCPStore:
+    """Where the gang meets. As a rule rank 0's agent has bound the port already; where rank 0 has to do it itself, it
+    waits for one that is taken."""
+    while True:
+        try:
+            return TCPStore(
+                meeting.address,
+                meeting.port,
+                meeting.layout.world_size,
+                is_master=meeting.rank == 0,
+                timeout=_left(deadline),
+                wait_for_workers=False,
+                master_listen_fd=meeting.listen_fd,
+            )
+        except RuntimeError as e:
+            if "EADDRINUSE" not in str(e) or time.monotonic() >= deadline:
+                raise
+            log.warning("port %d is taken; tried again: %s", meeting.port, _short(e))
+            time.sleep(PORT_SECONDS)
+
+
+def _try(meeting: Meeting, store: TCPStore, number: int, deadline: float, backend: str) -> None:
+    """One try of all ranks together, under keys of its own. It begins when all have come, so that a slow one costs no
+    try, and has succeeded only where it did for all: a rank that failed says so, and everybody begins the next one."""
+    world_size = meeting.layout.world_size
+    words = PrefixStore(f"{meeting.key_prefix}/{number}", store)
+    if words.add("came", 1) == world_size:
+        words.set("all came", "")
+    try:
+        words.wait(["all came"], _left(deadline))
+    except RuntimeError as e:
+        raise RuntimeError(f"{words.add('came', 0)} of {world_size} ranks came") from e
+    until = time.monotonic() + (deadline - time.monotonic()) / (TRIES - number)
+    try:
+        dist.init_process_group(
+            backend,
+            store=PrefixStore("group", words),
+            rank=meeting.rank,
+            world_size=world_size,
+            timeout=_left(until),
+        )
+        dist.barrier()
+        form_model_parallel(meeting.layout)
+    except (RuntimeError, ValueError, OSError) as e:
+        words.set("verdict", f"rank {meeting.rank} failed: {_short(e)}")
+        raise
+    if words.add("formed", 1) == world_size:
+        words.set("verdict", FORMED)
+    words.wait(["verdict"], _left(until))
+    if (verdict := words.get("verdict").decode()) != FORMED:
+        raise RuntimeError(verdict)
+
+
+def _undo() -> None:
+    """What is left of a try that failed; nothing of it is used again, whether or not it can be taken down well."""
+    from megatron.core import parallel_state
+
+    with contextlib.suppress(Exception):
+        parallel_state.destroy_model_parallel()
+    with contextlib.suppress(Exception):
+        dist.destroy_process_group()
+    # Names of groups are numbers, which ranks have to count alike: of a try that failed some may have counted more.
+    dist.distributed_c10d._world.group_count = 0
+
+
+def _left(until: float) -> datetime.timedelta:
+    return datetime.timedelta(seconds=max(1.0, until - time.monotonic()))
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:400]
 
 
 def form_model_parallel(layout: Layout) -> None:
