@@ -114,6 +114,17 @@ def test_an_attempt_is_not_ended_while_a_pod_that_is_going_still_saves() -> None
     assert not [a for a in (run.last.actions if run.last else ()) if isinstance(a, DeletePod)]
 
 
+def test_a_pod_that_shows_as_succeeded_while_its_agent_uploads_is_still_waited_for_and_charged_to_nobody() -> None:
+    run = amid().holds_up(1, "upload").evicted(1).round()
+    pod = run.pod(1)
+    pod.view = replace(pod.view, phase="Succeeded", ready=False)
+    run.until_quiet(3)
+    assert (run.status.attempt, run.phase) == (1, "drain")
+    run.cluster.delete_pod(pod.view.name, 0)
+    run.until(lambda s: s.attempt == 2)
+    assert run.status.restarts.by_cause == {"Disrupted": 1}
+
+
 def test_a_pod_that_can_t_leave_within_its_grace_period_ends_the_attempt_then_and_not_before() -> None:
     run = amid(workers__terminationGracePeriodSeconds=40).holds_up(1, "workers").evicted(1)
     run.until_quiet(38)

@@ -122,7 +122,8 @@ def _lease_report(member: MemberView) -> Report | None:
 
 def _is_going(snapshot: Snapshot, member: MemberView, report: Report) -> bool:
     pod, loss, node = member.pod, member.loss, snapshot.nodes.get(member.node)
-    if pod is None or loss is None or member.stale or pod.phase != "Running":
+    # Its worker container has ended well where the agent still uploads.
+    if pod is None or loss is None or member.stale or pod.phase not in ("Running", "Succeeded"):
         return False
     if pod.deleting and pod.deleting_for >= pod.grace:
         return False

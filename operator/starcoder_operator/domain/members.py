@@ -225,7 +225,7 @@ def _loss(snapshot: Snapshot, pod: PodView | None, name: str, node_before: str, 
     trouble = node_trouble(node, snapshot.nodes, tolerations, heard=heard) if node else None
     if trouble and node not in snapshot.nodes and pod is not None and pod.age < NODE_INDEX_LAG:
         trouble = None
-    if pod is not None and pod.phase == "Succeeded":
+    if pod is not None and pod.phase == "Succeeded" and not pod.deleting:
         return Loss(LossKind.FINISHED, node, f"Pod {name} ended before the run was complete")
     if trouble:
         return Loss(LossKind.NODE, node, trouble)
