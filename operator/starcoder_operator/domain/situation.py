@@ -207,7 +207,7 @@ def degraded(snapshot: Snapshot, status: StarCoderRunStatus, written: Assignment
     not_before = f", not before {soonest} (elasticity.growBack.interval)" if soonest else ""
     message = (
         f"trains with {now} of {spec.workers.replicas} Pods, DP{runs.layout.data} of DP{data_parallel(spec)}: "
-        f"{gpus} of {all_gpus} GPUs ({100 * gpus // all_gpus}%) on the same global batch; it grows at a checkpoint "
+        f"{gpus} of {all_gpus} GPUs ({100 * gpus // all_gpus}%) on the same global batch; it grows "
         f"when more Pods answer{not_before}"
     )
     return (Claim("Degraded", "True", reasons.SHRUNK, message),)

@@ -13,8 +13,8 @@ class GrowBack(ApiModel):
     """How a run that trains with fewer Pods comes back to all of them."""
 
     interval: Duration = Duration("30m")
-    """Shortest time between two growths, and from a shrink to the first; each costs a restart from a checkpoint that
-    was just verified. 0s: at the next checkpoint."""
+    """Shortest time between two growths, and from a shrink to the first; each takes a checkpoint and a restart. 0s: as
+    soon as there is room."""
 
 
 class Elasticity(ApiModel):

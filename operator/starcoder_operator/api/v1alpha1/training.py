@@ -56,7 +56,7 @@ class Training(ApiModel):
 
 class Parallelism(ApiModel):
     """Degrees of model parallelism; data parallelism is replicas x gpusPerWorker / (tensor x pipeline). Changed while
-    the run trains, the gang forms anew in the new layout after the next checkpoint."""
+    the run trains, the gang takes a checkpoint and forms anew in the new layout."""
 
     tensor: Annotated[int, Field(ge=1, le=1024)] = 1
     """GPUs that share each layer's matrices."""

@@ -148,7 +148,7 @@ class Workers(ApiModel):
     """The Pods, one a member of the gang, and the GPUs in each."""
 
     replicas: Annotated[int, Field(ge=1, le=10000)]
-    """Pods that train. Changed while it runs, the gang forms anew with as many after the next checkpoint."""
+    """Pods that train. Changed while it runs, the gang takes a checkpoint and forms anew with as many."""
     gpus_per_worker: Annotated[int, Field(ge=1, le=64)]
     """GPUs, and so worker processes, a Pod. Immutable."""
     gpu_resource: Name = "nvidia.com/gpu"
