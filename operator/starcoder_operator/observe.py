@@ -155,7 +155,16 @@ class Observer:
         except (KeyError, ValueError):
             _warn_once(memory, meta["uid"], f"Pod {meta['name']} lacks the labels of a member: left alone")
             return None
+        view = replace(view, agent_changed=self._agent_changed(view))
         return replace(view, deleting_for=self._sightings.age(f"pod/{meta['uid']}/deleting")) if view.deleting else view
+
+    def _agent_changed(self, pod: PodView) -> float | None:
+        agent = next((c for c in pod.containers if c.name == names.CONTAINER_AGENT), None)
+        if agent is None:
+            return None
+        key = f"pod/{pod.uid}/agent"
+        age = self._sightings.age(key, f"{agent.restarts} {agent.ready}")
+        return age if self._sightings.witnessed(key) else None
 
     def _lease(self, lease: Manifest, memory: RunMemory) -> LeaseView | None:
         meta = lease["metadata"]

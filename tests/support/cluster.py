@@ -199,12 +199,12 @@ class Run:
 
     # faults
 
-    def kill_worker(self, member: int, rank_process: int = -1) -> None:
-        """SIGKILL to one worker process of that member, from the node."""
+    def kill_worker(self, member: int, rank_process: int = -1, signal: str = "KILL") -> None:
+        """A signal to one worker process of that member, from the node."""
         pod = next(p for p in self.pods() if p["metadata"]["labels"][names.LABEL_MEMBER] == str(member))
         node = next(n for n in self.cluster.nodes if n.name == pod["spec"]["nodeName"])
         pids = worker_pids(node.ctr, pod)
-        node.run("kill", "-9", str(pids[rank_process]))
+        node.run("kill", f"-{signal}", str(pids[rank_process]))
 
     def kill_agent(self, member: int) -> None:
         """SIGKILL to the first process of that member's agent container."""

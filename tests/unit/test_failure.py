@@ -110,6 +110,22 @@ def test_a_silent_agent_whose_container_starts_again_keeps_its_pod_for_a_while()
     assert [m.loss is None for m in members_of(silent_for(15.0), limits)] == [True, False]
 
 
+def test_an_agent_that_started_again_and_has_not_spoken_yet_keeps_its_pod_for_a_while() -> None:
+    started = ContainerView(names.CONTAINER_AGENT, True, 1, exit_code=137, terminated_reason="Error")
+    before = with_pod(snapshot(), containers=(started,), agent_changed=2.0)
+    first, second = before.leases
+    assert first.report is not None
+    relay = replace(first, report=replace(first.report, suspects=(1,)), witnessed=True)
+    missed = replace(second, age=4.0, renewed=4.0, witnessed=True)
+
+    def stands(pods: Snapshot) -> bool:
+        return members_of(replace(pods, leases=(relay, missed)))[1].loss is None
+
+    assert stands(before)
+    assert not stands(with_pod(before, agent_changed=None))
+    assert not stands(with_pod(before, agent_changed=60.0)), "that one has spoken since"
+
+
 def test_a_container_that_went_waits_for_what_the_kubelet_says_of_it() -> None:
     gone = contract.Failure("ContainerCrashed", "the fork server went away")
     (unexplained,) = found(with_report(snapshot(), state="failed", failure=gone))

@@ -100,6 +100,13 @@ class MemberView:
         agent = self.agent
         return self.loss is None and agent is not None and not agent.ready and agent.exit_code is not None
 
+    @property
+    def agent_returns(self) -> bool:
+        """Its container has ended, or started again and the new agent has not spoken yet."""
+        if self.pod is None or self.lease is None or self.pod.agent_changed is None:
+            return self.agent_is_down
+        return self.agent_is_down or self.pod.agent_changed < self.lease.renewed
+
     def _container(self, name: str) -> ContainerView | None:
         return next((c for c in self.pod.containers if c.name == name), None) if self.pod else None
 
@@ -246,7 +253,7 @@ def _judge_silence(view: MemberView, limits: Limits) -> MemberView:
     if view.loss is not None or not view.stale or view.pod is None:
         return view
     age = view.lease.age if view.lease else 0.0
-    if view.agent_is_down and age < limits.stale:
+    if view.agent_returns and age < limits.stale:
         return view  # it is sooner there again than another Pod
     how = "misses its heartbeats" if view.suspect else f"has been silent for {age:.0f} s while others answer"
     return replace(view, loss=Loss(LossKind.SILENT, view.pod.node, f"the agent of Pod {view.pod_name} {how}"))

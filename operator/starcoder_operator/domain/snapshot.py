@@ -57,6 +57,8 @@ class PodView:
     """Pods that its group has in all, as the Pod says; 0: the group is an object that says it, or there is none."""
     gated: bool = False
     """Scheduling gates hold it: nobody has tried to place it."""
+    agent_changed: float | None = None
+    """Seconds since this operator saw the agent's container end or start; None where it has seen neither."""
     priority_class: str = ""
     avoided_nodes: tuple[str, ...] = ()
     """Nodes that its affinity forbids: lost, broken, or avoided; from annotation `pod_template.ANNOTATION_AVOIDS`."""
