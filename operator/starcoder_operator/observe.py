@@ -156,6 +156,8 @@ class Observer:
             _warn_once(memory, meta["uid"], f"Pod {meta['name']} lacks the labels of a member: left alone")
             return None
         view = replace(view, agent_changed=self._agent_changed(view))
+        look = " ".join(f"{c.name} {c.ready} {c.restarts}" for c in view.containers)
+        view = replace(view, containers_for=self._sightings.age(f"pod/{meta['uid']}/containers", look))
         return replace(view, deleting_for=self._sightings.age(f"pod/{meta['uid']}/deleting")) if view.deleting else view
 
     def _agent_changed(self, pod: PodView) -> float | None:

@@ -204,3 +204,16 @@ def test_progress_gives_all_charges_back_and_keeps_the_counts() -> None:
 def test_a_member_that_is_not_lost_has_no_loss_to_tell() -> None:
     member: MemberView = members_of(snapshot())[0]
     assert failure.lost(member) is None
+
+
+@pytest.mark.parametrize(
+    "container", [AGENT_DOWN, replace(AGENT_DOWN, name=names.CONTAINER_WORKER)], ids=lambda c: c.name
+)
+def test_what_the_kubelet_says_of_a_container_is_behind_once_its_agent_was_heard_since(
+    container: ContainerView,
+) -> None:
+    """The container was started again, and the attempt of the agent in it would be charged for the end of the last."""
+    down = with_pod(snapshot(), containers=(container,), containers_for=1.0)
+    first, second = down.leases
+    assert found(replace(down, leases=(first, replace(second, renewed=2.0)))) != ()
+    assert found(replace(down, leases=(first, replace(second, renewed=0.5)))) == ()

@@ -229,7 +229,8 @@ def _of_member(member: MemberView, attempt: int, boot_id: str) -> Failure | None
             iteration=said.iteration, fingerprint=said.fingerprint, suspicion=said.suspicion,
         )  # fmt: skip
     worker = member.worker
-    if worker is not None and not worker.ready and (ended := _of_container(member)) is not None:
+    ended = None if worker is None or worker.ready or member.heard_since else _of_container(member)
+    if ended is not None:
         return sign(*ended)
     if member.report is not None and member.report.boot_id != boot_id:
         agent = member.agent

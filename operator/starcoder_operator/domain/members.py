@@ -98,7 +98,14 @@ class MemberView:
     def agent_is_down(self) -> bool:
         """Its container has ended, as the kubelet says, which starts it again."""
         agent = self.agent
-        return self.loss is None and agent is not None and not agent.ready and agent.exit_code is not None
+        down = agent is not None and not agent.ready and agent.exit_code is not None
+        return self.loss is None and down and not self.heard_since
+
+    @property
+    def heard_since(self) -> bool:
+        """The agent has written its Lease since the containers look as they do: the kubelet's word is behind."""
+        lease, pod = self.lease, self.pod
+        return self.report is not None and lease is not None and pod is not None and lease.renewed < pod.containers_for
 
     @property
     def agent_returns(self) -> bool:

@@ -49,6 +49,8 @@ class PodView:
     containers: tuple[ContainerView, ...]
     age: float
     """Seconds since this operator first saw it."""
+    containers_for: float = 0.0
+    """Seconds since this operator saw a container's readiness or restarts change."""
     deleting_for: float = 0.0
     """Seconds since this operator saw that it is being deleted."""
     grace: float = 0.0
