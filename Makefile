@@ -28,7 +28,7 @@ test-property: setup ## Properties, by hypothesis
 	$(PY) -m pytest tests/property
 
 test-simulation: setup ## Schedules of faults against operator and agents in memory; SCHEDULES=n, 10000 by default
-	$(PY) -m pytest tests/simulation
+	SCHEDULES=$(or $(SCHEDULES),10000) $(PY) -m pytest tests/simulation
 
 soak-simulation: setup ## The same without an end in sight, from a new seed each time; SCHEDULES=n, 200000 by default
 	$(PY) -m tests.support.simulation.search --processes 2 --schedules $(or $(SCHEDULES),200000)

@@ -24,7 +24,7 @@ from tests.support.simulation.faults import DELAYS, AgentIsKilled, OperatorStand
 from tests.support.simulation.faults import SCHEDULES as ANY
 from tests.support.simulation.search import find_violation
 
-SCHEDULES = 500
+SCHEDULES = 1500
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

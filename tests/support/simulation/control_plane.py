@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from starcoder_operator.adapters.kinds import (
     CONFIG_MAPS,
+    DISRUPTION_BUDGETS,
     EVENTS,
     LEASES,
     NODES,
@@ -24,7 +25,7 @@ from .machines import Machine, node_manifest
 if TYPE_CHECKING:
     from .world import Simulation
 
-OWNED = (PODS, POD_GROUPS, CONFIG_MAPS, LEASES, SERVICE_ACCOUNTS, ROLES, ROLE_BINDINGS, EVENTS)
+OWNED = (PODS, POD_GROUPS, DISRUPTION_BUDGETS, CONFIG_MAPS, LEASES, SERVICE_ACCOUNTS, ROLES, ROLE_BINDINGS, EVENTS)
 SCHEDULE, COLLECT = 0.1, 0.5
 NODE_GRACE = 12.0
 """Seconds without a word of a kubelet until its node is Unknown; 50 by default."""

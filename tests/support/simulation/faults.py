@@ -316,6 +316,8 @@ class Schedule:
     spares: int = 0
     free_nodes: int = 1
     gang: Literal["Native", "None"] = "Native"
+    shrinks: bool = False
+    """Trains on with fewer members where some find no place, and grows again."""
     operators: int = 1
     """Replicas; two are elected, one is started again where it ends."""
     upload_seconds: float = 0.0
@@ -335,6 +337,7 @@ SCHEDULES = st.builds(
     spares=st.sampled_from([0, 0, 1]),
     free_nodes=st.sampled_from([1, 0, 2]),
     gang=st.sampled_from(["Native", "None"]),
+    shrinks=st.booleans(),
     operators=st.sampled_from([1, 1, 1, 2]),
     upload_seconds=st.sampled_from([0.0, 0.0, 0.0, 1.0, 4.0]),
     jitter=st.one_of(st.just(0), st.integers(0, 1000)),

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .world import Simulation
 
 PRELOAD, FORK, REAP, RESET, FORM = 1.0, 0.05, 0.1, 0.05, 0.1
-FORMATION = 20.0
+FORMATION = 60.0
 """Seconds until workers give up meeting the others; 120 in a Pod."""
 ITERATION = 0.6
 

@@ -36,6 +36,7 @@ from .workers import Groups
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 ITERATIONS, SAVE_EVERY = 16, 4
+SHRINKS: Manifest = {"minReplicas": 1, "patience": "8s", "growBack": {"interval": "5s"}}
 RESTART = 1.0
 """Seconds until an operator that ended is started again."""
 ENOUGH = 400.0
@@ -58,7 +59,7 @@ class Violation(AssertionError):
 
 
 @functools.cache
-def _spec(members: int, spares: int, gang: str) -> Manifest:
+def _spec(members: int, spares: int, gang: str, shrinks: bool) -> Manifest:
     return runs.changed(
         name="a",
         workers__replicas=members,
@@ -70,7 +71,7 @@ def _spec(members: int, spares: int, gang: str) -> Manifest:
         checkpoint__everyIterations=SAVE_EVERY,
         checkpoint__uri=URI,
         scheduling__gang=gang,
-        elasticity__spares=spares,
+        elasticity={"spares": spares} | (SHRINKS if shrinks else {}),
     )
 
 
@@ -258,7 +259,9 @@ class Simulation:
     # Users
 
     def apply_run(self) -> None:
-        manifest = copy.deepcopy(_spec(self.schedule.members, self.schedule.spares, self.schedule.gang))
+        manifest = copy.deepcopy(
+            _spec(self.schedule.members, self.schedule.spares, self.schedule.gang, self.schedule.shrinks)
+        )
         most = 5 * len(self.schedule.steps) + len(self.machines)
         manifest["spec"]["failurePolicy"] = {"maxRestartsWithoutProgress": most}
         made = self.api.create(manifest, "user", kind=RUNS)
