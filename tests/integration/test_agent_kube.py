@@ -144,6 +144,7 @@ class Cluster:
             pod_ip="127.0.0.1",
             node="n1",
             rhythm=Rhythm(seconds=0.1),
+            grace_seconds=30.0,
             worker_socket=socket_path,
             scratch=str(self.folder / f"scratch-{incarnation}"),
             credentials_dir=self.folder,
