@@ -342,6 +342,10 @@ class SimulatedCluster:
                 continue
             taken = agents[relay.boot_id].heartbeats.take(now, agent.heartbeats.beat(relay))
             agent.heartbeats.answered(now, taken)
+        for agent in agents.values():
+            for boot_id in agent.heartbeats.connected:
+                if boot_id not in agents or self.cut_off & {agent.member, agents[boot_id].member}:
+                    agent.heartbeats.broke(boot_id)
         if self.api_reaches_agents:
             for agent in agents.values():
                 self._renew(agent)

@@ -220,6 +220,15 @@ def test_a_fork_server_that_stays_away_is_told_with_where_to_look():
     assert agent.ready().said.problem is None
 
 
+def test_a_long_wait_for_the_fork_server_is_told_in_ever_longer_steps():
+    agent, told = Agent(1).assigned(1, "hold"), []
+    for agent.now in range(0, 1200, 5):
+        agent.tell(m.Ticked)
+        if agent.said.problem and agent.said.problem not in told:
+            told.append(agent.said.problem)
+    assert [p.message.split("for ")[1].split(" s,")[0] for p in told] == ["60", "120", "240", "480", "960"]
+
+
 def test_a_step_is_uploaded_when_every_local_rank_saved_it():
     agent = Agent(1).training(3)
     agent.tell(m.WorkerSaved, Saved(3, 2, 10, "/scratch/2", 0.1, 8))

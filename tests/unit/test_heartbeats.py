@@ -39,6 +39,8 @@ class Gang:
         """They do nothing and reach nobody."""
         self.apart: set[int] = set()
         """They live and reach no other."""
+        self.stalled: set[int] = set()
+        """They do nothing; their machines answer."""
         self.leases = True
         """The API server takes Leases."""
 
@@ -51,12 +53,18 @@ class Gang:
             self.now += 0.25
             beating = self.now % 1 == 0
             for i, agent in enumerate(self.agents):
-                if i in self.down:
+                for boot_id in agent.connected:
+                    if {i, BOOTS.index(boot_id)} & (self.down | self.apart):
+                        agent.broke(boot_id)
+                if i in self.down | self.stalled:
                     continue
                 if self.leases:
                     agent.renewed(self.now)
                 to = agent.target
                 if beating and to is not None and not {i, to.member} & (self.down | self.apart):
+                    agent.reached(self.now)
+                    if to.member in self.stalled:
+                        continue
                     agent.answered(self.now, self.agents[to.member].take(self.now, agent.beat(to)))
                 agent.standing(self.now)
 
@@ -119,6 +127,22 @@ def test_an_agent_cut_off_from_its_relay_speaks_for_itself_before_that_one_suspe
         gang.goes_on(0.25)
     gang.goes_on(1)
     assert (gang.says(0).suspects, gang.says(1).suspects, gang.says(2)) == ((1,), (0,), Standing("boot-0"))
+
+
+def test_an_agent_that_only_has_no_cpu_is_suspect_much_later(gang: Gang) -> None:
+    gang.stalled.add(2)
+    gang.goes_on(RHYTHM.stall - 0.25)
+    assert gang.says(0).suspects == ()
+    gang.goes_on(0.25)
+    assert gang.says(0).suspects == (2,)
+
+
+def test_agents_of_a_relay_that_only_has_no_cpu_speak_for_themselves_and_suspect_it_much_later(gang: Gang) -> None:
+    gang.stalled.add(0)
+    gang.goes_on(RHYTHM.stall - 0.25)
+    assert gang.says(1) == gang.says(2) == Standing()
+    gang.goes_on(0.25)
+    assert gang.says(1) == gang.says(2) == Standing(suspects=(0,))
 
 
 def test_who_stood_still_itself_suspects_nobody_for_it(gang: Gang) -> None:
@@ -213,7 +237,7 @@ def test_a_beat_of_another_run_attempt_agent_or_pod_is_refused_and_counts_for_no
 
 def test_a_refused_agent_speaks_for_itself_and_suspects_nobody(gang: Gang) -> None:
     gang.assign(assignment(2), 0)  # the watch of the others is late
-    gang.goes_on(10)
+    gang.goes_on(RHYTHM.stall)
     assert gang.says(1) == Standing()
     assert gang.says(0).suspects == (1, 2)
 

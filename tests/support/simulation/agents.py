@@ -121,6 +121,10 @@ class AgentProcess:
             now = self._sim.loop.time()
             if relay is not None and other is not None and self.machine.hears(other.machine):
                 self.heartbeats.answered(now, other.heartbeats.take(now, self.heartbeats.beat(relay)))
+            for boot_id in self.heartbeats.connected:
+                peer = self._sim.agent(boot_id)
+                if peer is None or not self.machine.hears(peer.machine):
+                    self.heartbeats.broke(boot_id)
             standing = self.heartbeats.standing(now)
             if standing != self._standing:
                 self._standing = standing

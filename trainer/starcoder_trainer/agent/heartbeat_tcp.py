@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import logging
 import random
+import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from starcoder_trainer.agent.heartbeats import Heartbeats, Standing
@@ -55,9 +57,12 @@ class HeartbeatService:
         self._standing = Standing()
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
+        self._connections: Counter[str] = Counter()
+        """Boot id -> connections over which that agent beats."""
         self._moved = asyncio.Event()
         self._ceased = False
-        self._refused = ""
+        self._trouble = ""
+        """Why the last beat did no good."""
 
     async def listen(self) -> Endpoint:
         """Where others are to beat to. Raises OSError where the address is not this machine's."""
@@ -101,20 +106,34 @@ class HeartbeatService:
             writer.transport.abort()
             return
         self._open.add(writer)
+        _notice_dead_peers(writer, self._rhythm)
+        of = ""
         try:
             while True:
-                # Whoever has missed that many beats will dial anew.
-                line = await asyncio.wait_for(reader.readline(), 2 * self._rhythm.silence)
+                line = await asyncio.wait_for(reader.readline(), self._rhythm.stall)
                 if not line:
                     return
-                answer = self._heartbeats.take(self._clock(), Beat.from_json(line))
+                beat = Beat.from_json(line)
+                answer = self._heartbeats.take(self._clock(), beat)
+                if not answer.refused and of != beat.boot_id:
+                    self._disconnected(of)
+                    of = beat.boot_id
+                    self._connections[of] += 1
                 writer.write(answer.to_json().encode() + b"\n")
                 await writer.drain()
         except NO_ANSWER as e:
             log.debug("heartbeats from %s: %s: %s", _peer(writer), type(e).__name__, e)
         finally:
+            self._disconnected(of)
             self._open.discard(writer)
             writer.close()
+
+    def _disconnected(self, boot_id: str) -> None:
+        if boot_id:
+            self._connections[boot_id] -= 1
+            if not self._connections[boot_id]:
+                del self._connections[boot_id]
+                self._heartbeats.broke(boot_id)
 
     # The others' side
 
@@ -139,7 +158,7 @@ class HeartbeatService:
                     async with asyncio.timeout(self._rhythm.seconds):
                         stream = await self._exchange(stream, relay)
                 except NO_ANSWER as e:
-                    log.debug("no answer of relay %d: %s: %s", relay.member, type(e).__name__, e)
+                    self._trouble = f"{type(e).__name__}: {e}"
                     _close(stream)
                     stream = None
                 await self._pause(begun + self._rhythm.seconds - self._clock())
@@ -155,6 +174,7 @@ class HeartbeatService:
             except (OSError, EOFError):
                 _close(stream)
         stream = await asyncio.open_connection(relay.endpoint.address, relay.endpoint.port, limit=MOST_BYTES)
+        self._heartbeats.reached(self._clock())
         try:
             await self._ask(stream, relay)
         except BaseException:
@@ -170,9 +190,7 @@ class HeartbeatService:
         if not line:
             raise EOFError("closed by the relay")
         answer = Answer.from_json(line)
-        if answer.refused and answer.refused != self._refused:
-            log.warning("relay %d refuses heartbeats: %s", relay.member, answer.refused)
-        self._refused = answer.refused
+        self._trouble = answer.refused or ("" if answer.relays else "it does not relay now")
         self._heartbeats.answered(self._clock(), answer)
 
     async def _pause(self, seconds: float) -> None:
@@ -193,12 +211,31 @@ class HeartbeatService:
         if standing == self._standing:
             return
         before, self._standing = self._standing, standing
+        if before.relayed_by and not standing.relayed_by:
+            log.warning(
+                "no relay speaks for this agent any more (%s); its Lease is renewed", self._trouble or "another"
+            )
         if new := set(standing.suspects) - set(before.suspects):
             log.warning("members %s have missed %d heartbeats", sorted(new), self._rhythm.missed)
         if cleared := set(before.suspects) - set(standing.suspects):
             log.info("members %s are not suspect any more", sorted(cleared))
         self._metrics.stands(standing)
         self._changed(standing)
+
+
+def _notice_dead_peers(writer: asyncio.StreamWriter, rhythm: Rhythm) -> None:
+    """Has the kernel break the connection after as many beats in which the other machine does not answer. It asks that
+    kernel, not the agent."""
+    connection: socket.socket = writer.get_extra_info("socket")
+    beat = max(1, round(rhythm.seconds))
+    for level, option, value in (
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, beat),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, beat),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, rhythm.missed),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * rhythm.seconds * rhythm.missed)),
+    ):
+        connection.setsockopt(level, option, value)
 
 
 def _close(stream: _Stream | None) -> None:

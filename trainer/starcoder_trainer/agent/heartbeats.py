@@ -2,6 +2,8 @@
 
 One agent, the relay, takes the beats of all others and names in its report those that it hears no more; the others
 then need not renew their Leases. Where the relay is silent, each speaks for itself again. Pure, like `machine`.
+
+An agent that only has no CPU is not lost: its kernel still answers, so its connection stands. It is suspected later.
 """
 
 from __future__ import annotations
@@ -46,6 +48,8 @@ class _Heard:
     incarnation: int
     """-1: it is listed and has not beaten yet."""
     at: float
+    connected: bool = False
+    """Its connection stands: the kernel of its machine answers, whatever keeps the agent from beating."""
 
 
 class WakingTime:
@@ -75,7 +79,7 @@ class Heartbeats:
         self._relay: Relay | None = None
         self._listed: dict[int, str] = {}
         self._heard: dict[int, _Heard] = {}
-        self._renewed = self._answered = self._awake(now)
+        self._renewed = self._answered = self._reached = self._awake(now)
         self._answer: Answer | None = None
 
     # What happens
@@ -87,7 +91,7 @@ class Heartbeats:
         at = self._awake(now)
         self._attempt = assignment.attempt
         if assignment.relay != self._relay:
-            self._relay, self._answer, self._answered = assignment.relay, None, at
+            self._relay, self._answer, self._answered, self._reached = assignment.relay, None, at, at
         if not self._is_relay:
             self._listed, self._heard = {}, {}
             return
@@ -108,15 +112,31 @@ class Heartbeats:
             return Answer(self._boot_id, refused=refused)
         if not self._is_relay:
             return Answer(self._boot_id)
-        self._heard[beat.member] = _Heard(beat.boot_id, beat.incarnation, at)
+        self._heard[beat.member] = _Heard(beat.boot_id, beat.incarnation, at, connected=True)
         return Answer(self._boot_id, relays=at - self._renewed < TRUSTED_RENEWALS * self._rhythm.renewal)
+
+    def broke(self, boot_id: str) -> None:
+        """The last connection over which that agent beat is gone."""
+        for heard in self._heard.values():
+            if heard.boot_id == boot_id:
+                heard.connected = False
+
+    def reached(self, now: float) -> None:
+        """A connection to the relay was made: its machine answers, and something listens there."""
+        self._reached = self._awake(now)
 
     def answered(self, now: float, answer: Answer) -> None:
         """The relay, if it is the one, has answered a beat."""
         if self._relay is not None and answer.boot_id == self._relay.boot_id:
             self._answer, self._answered = answer, self._awake(now)
+            self._reached = self._answered
 
     # What follows
+
+    @property
+    def connected(self) -> tuple[str, ...]:
+        """Boot ids of the agents whose connections stand, as far as this one was told."""
+        return tuple(heard.boot_id for heard in self._heard.values() if heard.connected)
 
     @property
     def target(self) -> Relay | None:
@@ -131,12 +151,13 @@ class Heartbeats:
         if relay is None:
             return Standing()
         if self._is_relay:
-            silent = (m for m, heard in self._heard.items() if at - heard.at >= self._rhythm.silence)
+            silent = (m for m, heard in self._heard.items() if self._is_suspect(at - heard.at, heard.connected))
             return Standing(suspects=tuple(sorted(silent)))
         silence = at - self._answered
         if self._answer is not None and self._answer.relays and silence < self._rhythm.worry:
             return Standing(relayed_by=relay.boot_id)
-        return Standing(suspects=(relay.member,) if silence >= self._rhythm.silence else ())
+        suspect = self._is_suspect(silence, at - self._reached < self._rhythm.silence)
+        return Standing(suspects=(relay.member,) if suspect else ())
 
     def longest_silence(self, now: float) -> float:
         """Seconds since the quietest of those that this agent listens to was heard; 0 where there is none."""
@@ -148,6 +169,9 @@ class Heartbeats:
     @property
     def _is_relay(self) -> bool:
         return self._relay is not None and self._relay.boot_id == self._boot_id
+
+    def _is_suspect(self, silence: float, machine_answers: bool) -> bool:
+        return silence >= (self._rhythm.stall if machine_answers else self._rhythm.silence)
 
     def _refusal(self, beat: Beat) -> str:
         if beat.to != self._boot_id:

@@ -623,7 +623,9 @@ class Machine:
     def _tell_long_wait(self, now: float) -> None:
         if self._ready or self._quit or self._out_by is not None or now - self._waiting_since < NOT_READY_SECONDS:
             return
-        waited = int(now - self._waiting_since) // 10 * 10
+        # A minute, two, four and so on: each change of the message is a write of every agent that waits.
+        minutes = int((now - self._waiting_since) / NOT_READY_SECONDS)
+        waited = int(NOT_READY_SECONDS) << (minutes.bit_length() - 1)
         self._problem = Problem(
             "WorkerNotReady",
             f"the worker container of Pod {self.me.pod} did not answer for {waited} s, expected its fork server; see "

@@ -23,8 +23,14 @@ class Rhythm:
 
     @property
     def silence(self) -> float:
-        """Seconds without a beat after which an agent is suspect. A quarter of a beat is for one on its way."""
+        """Seconds without a beat after which an agent is suspect whose machine does not answer either, with a quarter
+        of one for a beat on its way."""
         return self.seconds * (self.missed + 0.25)
+
+    @property
+    def stall(self) -> float:
+        """The same of an agent that is silent though its machine answers: slow is not lost."""
+        return 4 * self.silence
 
     @property
     def worry(self) -> float:
