@@ -43,8 +43,9 @@ ENOUGH = 400.0
 """Seconds in which a run comes to its end once nothing fails any more; the longest waits are 60 s."""
 PASSES, PASSES_A_SECOND = 300, 10
 """So many passes in a row are never faster than that: each is for something that has changed."""
-AFTERWARDS = 80.0
-"""Seconds after which nothing of a run that is over still runs or is written."""
+AFTERWARDS = 110.0
+"""Seconds after which nothing of a run that is over still runs: Pods may linger for 60, and one whose agent
+waits for an upload takes its grace period."""
 
 Cut = Literal["before", "after"]
 
