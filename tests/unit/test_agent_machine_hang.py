@@ -103,3 +103,18 @@ def test_workers_that_are_being_stopped_are_not_watched() -> None:
 def test_workers_are_told_where_to_keep_their_stamps() -> None:
     (start,) = Agent(1).running(3).did
     assert start.start.stamps == "/run/stamps"
+
+
+def test_workers_that_don_t_end_are_told_so_that_the_pod_is_replaced() -> None:
+    agent = Agent(1).training(3).assigned(4, "hold").tell(m.Ticked)
+    agent.now = 59
+    agent.tell(m.Ticked)
+    assert agent.said.problem is None
+    agent.now = 61
+    agent.tell(m.Ticked)
+    assert agent.said.problem is not None
+    assert agent.said.problem.reason == "WorkersStuck"
+    assert "did not end within 60 s of SIGKILL" in agent.said.problem.message
+    agent.tell(m.WorkersStopped)
+    assert agent.said.problem is None
+    assert (agent.said.attempt, agent.said.state) == (4, "idle")

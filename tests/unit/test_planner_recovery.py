@@ -10,6 +10,7 @@ from starcoder_operator.domain import reasons
 from starcoder_operator.domain.hearing import USUAL
 from starcoder_operator.domain.plan import EmitEvent, WriteAssignment
 from starcoder_operator.domain.planner import AWAIT_CAUSE, plan
+from starcoder_trainer.contract.report import Problem
 from tests.support.scenarios import make_run
 
 
@@ -97,6 +98,18 @@ def test_a_gang_that_waits_for_a_member_that_waits_for_storage_is_charged_nothin
     assert run.status.restarts.by_cause == {"DataStall": 1}
     assert run.status.restarts_without_progress == 0
     run.training()
+
+
+def test_a_pod_whose_workers_can_t_be_ended_is_replaced() -> None:
+    run = make_run().workers(2).on_nodes(3).training().worker_fails(0).passes()
+    stuck = run.pod(1)
+    lease = run.cluster.leases[1]
+    assert lease.report is not None
+    lease.report = replace(lease.report, problem=Problem("WorkersStuck", "did not end"))
+    run.passes()
+    assert run.pod(1).view.incarnation == stuck.view.incarnation + 1
+    run.training()
+    assert run.status.restarts.by_cause == {"Crash": 1}, "the replacement is no failure of its own"
 
 
 def test_a_better_cause_that_shows_in_time_is_counted_alone() -> None:

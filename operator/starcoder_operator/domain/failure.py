@@ -133,6 +133,7 @@ _LOSSES = {
     LossKind.FAILED: Cause.POD_FAILED,
     LossKind.FINISHED: Cause.CONTAINER_CRASHED,
     LossKind.SILENT: Cause.AGENT_UNRESPONSIVE,
+    LossKind.STUCK: Cause.HANG,
 }
 
 

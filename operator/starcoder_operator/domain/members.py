@@ -29,6 +29,7 @@ class LossKind(StrEnum):
     FAILED = "failed"
     FINISHED = "finished"
     SILENT = "silent"
+    STUCK = "stuck"
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,7 @@ def _member(
             name,
             report.node if report and report.incarnation == last else "",
             heard=speaks and lease is not None and _is_heard(lease, suspect, limits),
+            stuck=_stuck(report) if speaks else "",
         ),
         last_incarnation=last,
         suspect=speaks and suspect,
@@ -233,7 +235,16 @@ def _is_heard(lease: LeaseView, suspect: bool, limits: Limits) -> bool:
     return (lease.renewed if suspect else lease.age) < limits.heard
 
 
-def _loss(snapshot: Snapshot, pod: PodView | None, name: str, node_before: str, *, heard: bool) -> Loss | None:
+def _stuck(report: Report | None) -> str:
+    """What an agent says of workers that it can't end."""
+    problem = report.problem if report else None
+    return problem.message if problem is not None and problem.reason == "WorkersStuck" else ""
+
+
+def _loss(
+    snapshot: Snapshot, pod: PodView | None, name: str, node_before: str, *, heard: bool, stuck: str
+) -> Loss | None:
+    """`stuck`: what its agent says of workers that it can't end; empty where it can."""
     node = pod.node if pod else node_before
     tolerations = snapshot.spec.workers.tolerations
     trouble = node_trouble(node, snapshot.nodes, tolerations, heard=heard) if node else None
@@ -253,7 +264,7 @@ def _loss(snapshot: Snapshot, pod: PodView | None, name: str, node_before: str, 
         return Loss(LossKind.DELETED, node, f"Pod {name} is being deleted")
     if pod.phase == "Failed":
         return Loss(LossKind.FAILED, node, f"Pod {name} was given up by node {node or 'none'}")
-    return None
+    return Loss(LossKind.STUCK, node, stuck) if stuck else None
 
 
 def _judge_silence(view: MemberView, limits: Limits) -> MemberView:

@@ -70,6 +70,6 @@ WARNINGS = frozenset({
     INVALID_SPEC, POD_INVALID, UNSCHEDULABLE, GATED, REFUSED, GANG_API_ABSENT, GANG_FIELD_DROPPED, IMAGE_PULL_FAILED,
     CONTAINER_CONFIG_ERROR, CONTAINER_CRASHING, AGENTS_SILENT, RESTARTS_EXHAUSTED, SHRUNK,
     "CredentialsMissing", "StorageAccessDenied", "BucketNotFound", "StorageUnreachable", "DataNotFound", "DataInvalid",
-    "TokenizerMismatch", "CheckpointForeign", "CheckpointLost", "WorkerNotReady", "GraceExceeded",
+    "TokenizerMismatch", "CheckpointForeign", "CheckpointLost", "WorkerNotReady", "WorkersStuck", "GraceExceeded",
 })  # fmt: skip
 """Reasons that tell of trouble: entering one makes a Warning Event."""

@@ -20,6 +20,8 @@ from starcoder_trainer.contract.report import Failure, Problem, Progress, Report
 from starcoder_trainer.contract.stamp import Stamp
 from starcoder_trainer.contract.worker import Exited, Saved, Sight, Start, Started, Step
 
+STUCK_SECONDS = 60.0
+"""SIGKILL ends workers within 2 s; the memory of a large one may take longer to be given back."""
 NOT_READY_SECONDS = 60.0
 """A fork server imports torch and megatron in 10 to 30 s; longer is told to the operator."""
 GRACE_SECONDS = 300.0
@@ -337,6 +339,8 @@ class _Workers:
     leaving: bool = False
     """They were asked to."""
     stopping: bool = False
+    stopping_since: float | None = None
+    """When that was first looked at."""
     overdue: stall.Overdue | None = None
     """They hang, and are being asked why."""
 
@@ -472,6 +476,7 @@ class Machine:
             case Ticked():
                 pass
         self._tell_long_wait(event.now)
+        self._tell_stuck(event.now)
         self._finish()
         if self._state in ("done", "left") and self._state != state and self._progress:
             self._progress = replace(self._progress, spent=self._stopwatch.done(event.now))
@@ -631,6 +636,23 @@ class Machine:
             f"the worker container of Pod {self.me.pod} did not answer for {waited} s, expected its fork server; see "
             f"`kubectl logs {self.me.pod} -c worker`",
         )
+
+    def _tell_stuck(self, now: float) -> None:
+        """Nothing is left to try from here: the Pod is to be replaced."""
+        workers = self._workers
+        if workers is None or not workers.stopping:
+            if self._problem is not None and self._problem.reason == "WorkersStuck":
+                self._problem = None
+            return
+        if workers.stopping_since is None:
+            workers.stopping_since = now
+        if now - workers.stopping_since >= STUCK_SECONDS:
+            self._problem = Problem(
+                "WorkersStuck",
+                f"workers of attempt {workers.attempt} in Pod {self.me.pod} did not end within {STUCK_SECONDS:.0f} s "
+                "of SIGKILL: they wait inside the kernel, or their container is frozen; the Pod is replaced, look at "
+                "the node",
+            )
 
     def _drive(self, now: float) -> list[Action]:
         workers, assignment = self._workers, self._assignment

@@ -42,6 +42,7 @@ ProblemReason = Literal[
     "CheckpointForeign",
     "CheckpointLost",
     "WorkerNotReady",
+    "WorkersStuck",
     "GraceExceeded",
 ]
 """What keeps an idle agent from going on. It tries again until the cause is mended; no attempt is used up.
