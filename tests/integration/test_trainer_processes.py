@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,12 @@ def test_leaving_without_a_report_is_a_crash_whatever_the_exit_code(server: Serv
 
 def test_what_a_worker_says_of_its_end_is_passed_on_once_it_is_reaped(server: Server, agent: Agent) -> None:
     agent.send(start(2, do="raise"))
-    assert agent.receive() == Exited(1, 2, 70, Failure("Crash", "RuntimeError: as planned", 70, 2, 7))
+    said = agent.receive()
+    assert isinstance(said, Exited)
+    assert said.failure is not None
+    assert said.failure.fingerprint, "by which the same exception is known again"
+    failure = replace(said.failure, fingerprint="")
+    assert replace(said, failure=failure) == Exited(1, 2, 70, Failure("Crash", "RuntimeError: as planned", 70, 2, 7))
     assert server.workers() == []
 
 
