@@ -1,9 +1,10 @@
-"""Gangs of agents, each a process, that answer a real API server: what they write there."""
+"""Gangs of agents, each a process, that answer a real API server: what they write there, and whom they find silent."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -149,3 +150,33 @@ async def test_what_a_gang_writes_into_the_api_server_does_not_grow_with_it(gang
     others = counted.total() - counted[0]
     print(json.dumps({"agents": size, "seconds": 2 * RENEWALS, "writes": counted.total(), "of others": others}))
     assert others <= NOISE
+
+
+@pytest.mark.parametrize(("number", "beats"), [(signal.SIGKILL, 3), (signal.SIGSTOP, 13)], ids=["killed", "frozen"])
+async def test_a_lost_agent_is_named_by_the_relay_after_three_beats_and_one_that_only_stands_still_later(
+    gang: Gang, number: signal.Signals, beats: int
+) -> None:
+    await gang.form(8)
+    gang.processes.signal(5, number)
+    counted = await gang.writes(lambda _, report: report.suspects == (5,))
+    # Two beats a renewal, the suspicion itself, and some for a busy machine.
+    assert beats / 2 - 1 <= counted[0] <= beats / 2 + 4
+    assert counted[5] == 0
+    if number is signal.SIGSTOP:
+        gang.processes.signal(5, signal.SIGCONT)
+    else:
+        gang.processes.start(5, incarnation=1)
+        await gang.until(lambda said: said[5].incarnation == 1)
+        await gang.assign(2)
+    said = await gang.until(lambda said: not said[0].suspects and len(_relayed(said)) == 7)
+    assert said[5].suspects == (), "who stood still itself suspects nobody"
+
+
+async def test_agents_name_a_lost_relay_and_renew_their_leases_again(gang: Gang) -> None:
+    await gang.form(8)
+    gang.processes.signal(0, signal.SIGKILL)
+    said = await gang.until(lambda said: all(said[i].suspects == (0,) for i in range(1, 8)))
+    assert all(said[i].relayed_by == "" for i in range(1, 8))
+    counted = await gang.writes(lambda so_far, _: so_far.total() >= 28)
+    assert counted[0] == 0
+    assert min(counted[i] for i in range(1, 8)) >= 2

@@ -102,7 +102,10 @@ async def say(endpoint: Endpoint, line: bytes) -> bytes:
         writer.close()
 
 
-async def test_a_relay_names_the_agent_that_went_silent_and_clears_it_when_it_is_back(gang: Gang) -> None:
+async def test_a_relay_names_the_agent_whose_connection_is_gone_and_clears_it_when_it_is_back(
+    gang: Gang, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Rhythm, "stall", 1e6)  # of one that is only slow nothing would be said
     await gang.agents[2].stop()
     await gang.until(lambda: gang.agents[0].said.suspects == (2,))
     assert gang.agents[0].metrics.registry.get_sample_value("starcoder_heartbeat_suspects") == 1
