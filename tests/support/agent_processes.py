@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, Self
 
@@ -110,20 +111,31 @@ async def _agent(asked: dict[str, Any]) -> None:
         await serve(settings, api, lambda config, open_store: None, asyncio.Event())
 
 
+def _child(asked: dict[str, Any]) -> None:
+    """Never returns, so that nothing of the parent's is done twice."""
+    try:
+        asyncio.run(_agent(asked))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
 def _main() -> None:
     children: list[int] = []
-    for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            asyncio.run(_agent(json.loads(line)))
-            os._exit(0)
-        children.append(pid)
-        print(pid, flush=True)
-    for pid in children:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    for pid in children:
-        os.waitpid(pid, 0)
+    try:
+        for line in sys.stdin:
+            pid = os.fork()
+            if pid == 0:
+                _child(json.loads(line))
+            children.append(pid)
+            print(pid, flush=True)
+    finally:  # also where the test has ended and its end of the pipe is closed
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in children:
+            os.waitpid(pid, 0)
 
 
 if __name__ == "__main__":
