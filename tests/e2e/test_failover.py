@@ -156,3 +156,41 @@ def test_operator_and_node_are_lost_together(trained_on: Cluster) -> None:
     finally:
         trained_on.start_node(node)
     run.delete()
+
+
+def test_a_run_shrinks_to_what_is_left_and_grows_again_when_there_is_room(trained_on: Cluster) -> None:
+    elasticity = {"minReplicas": 2, "patience": "5s", "growBack": {"interval": "0s"}}
+    size = {"workers__replicas": 3, "training__globalBatchSize": 6, "elasticity": elasticity}
+    run = Run(trained_on, manifest("shrinks", **LONG | size)).apply()
+    before = run.until_checkpoint()
+    assert before["layout"]["data"] == 3
+    node = run.node_of(run.members()[1])
+    trained_on.kill_node(node)
+    try:
+        status = resumed(run, before)
+        assert status["layout"]["data"] == 2
+        assert run.condition("Degraded")["status"] == "True"
+        run.until_checkpoint(status["checkpoint"]["iteration"])
+    finally:
+        trained_on.start_node(node)
+    status = run.until(
+        lambda s: s.get("state") == "Running" and s["layout"]["data"] == 3, "it trains with all again", seconds=400
+    )
+    assert run.condition("Degraded")["status"] == "False"
+    assert status["restarts"]["total"] == 1, "growth was counted as a failure"
+    assert status["restartsWithoutProgress"] == 0
+    run.delete()
+
+
+def test_a_rank_that_is_stopped_is_found_named_and_restarted(trained_on: Cluster) -> None:
+    policy = {"hang": {"iteration": "10s", "firstIteration": "5m", "checkpoint": "20s"}}
+    run = Run(trained_on, manifest("hangs", **LONG | {"failurePolicy": policy})).apply()
+    before, pods = run.until_checkpoint(after=30), run.pod_names()
+    run.kill_worker(member=1, signal="STOP")
+    status = resumed(run, before)
+    assert status["lastFailure"]["cause"] == "Hang", status["lastFailure"]
+    assert status["lastFailure"]["member"] == 1, "another rank than the stopped one is suspected"
+    assert run.pod_names() == pods
+    stacks = run.objects(f"a{before['attempt']}/")
+    assert any("stack" in key for key in stacks), stacks
+    run.delete()

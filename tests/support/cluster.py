@@ -197,6 +197,18 @@ class Run:
             body = stages.s3_client(self.cluster).get_object(Bucket=self.bucket, Key=key.replace("//", "/"))
             return Manifest.from_json(body["Body"].read())
 
+    def objects(self, prefix: str = "") -> list[str]:
+        """Keys below `checkpoint.uri`, relative to it, that begin so."""
+        root = f"{self.prefix}/" if self.prefix else ""
+        with self.cluster.inside():
+            pages = stages.s3_client(self.cluster).get_paginator("list_objects_v2")
+            found = [
+                o["Key"]
+                for p in pages.paginate(Bucket=self.bucket, Prefix=root + prefix)
+                for o in p.get("Contents", ())
+            ]
+        return [key.removeprefix(root) for key in found]
+
     # faults
 
     def kill_worker(self, member: int, rank_process: int = -1, signal: str = "KILL") -> None:

@@ -145,6 +145,11 @@ def _try(meeting: Meeting, store: TCPStore, number: int, deadline: float, backen
     words.wait(["verdict"], _left(until))
     if (verdict := words.get("verdict").decode()) != FORMED:
         raise RuntimeError(verdict)
+    if words.add("knows", 1) == world_size:
+        words.set("all know", "")
+    if meeting.rank == 0:
+        with contextlib.suppress(RuntimeError):  # the store is rank 0's: it must not go before all know
+            words.wait(["all know"], _left(until))
 
 
 def _undo() -> None:
