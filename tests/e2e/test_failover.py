@@ -107,10 +107,15 @@ def test_a_worker_that_is_out_of_memory_is_told_as_such(trained_on: Cluster) -> 
 def test_a_worker_that_raises_is_told_with_python_s_exception(trained_on: Cluster) -> None:
     run = Run(trained_on, manifest("raises", **LONG)).apply()
     before, pods = run.until_checkpoint(), run.pod_names()
-    run.kill_worker(member=1, signal="INT")
-    status = resumed(run, before)
-    assert status["lastFailure"]["cause"] == "Crash"
-    assert "KeyboardInterrupt" in status["lastFailure"]["message"]
+    # What a worker can't write it can't save.
+    in_worker = ("exec", pods[1], "-c", names.CONTAINER_WORKER, "--", "chmod", "-R")
+    local = f"{names.SCRATCH_DIR}/checkpoints"
+    run.kubectl(*in_worker, "a-w", local)
+    failed = run.until(lambda s: s.get("lastFailure"), "it is told")["lastFailure"]
+    run.kubectl(*in_worker, "u+w", local)
+    assert failed["cause"] == "Crash"
+    assert "PermissionError" in failed["message"]
+    resumed(run, before)
     assert run.pod_names() == pods
     run.delete()
 

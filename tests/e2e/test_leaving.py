@@ -78,7 +78,7 @@ def test_a_drain_takes_one_member_at_a_time(trained_on: Cluster) -> None:
 
 
 def test_a_suspended_run_leaves_with_a_checkpoint_and_resumes_at_its_iteration(trained_on: Cluster) -> None:
-    run = Run(trained_on, manifest("suspended", **NEVER)).apply()
+    run = Run(trained_on, manifest("leaves-suspended", **NEVER)).apply()
     training(run)
     run.apply(suspend=True)
     status = run.until(lambda s: s.get("state") == "Suspended", "it is suspended")
@@ -94,7 +94,7 @@ def test_a_suspended_run_leaves_with_a_checkpoint_and_resumes_at_its_iteration(t
 
 
 def test_a_deleted_run_leaves_with_a_checkpoint(trained_on: Cluster) -> None:
-    run = Run(trained_on, manifest("deleted", **NEVER)).apply()
+    run = Run(trained_on, manifest("leaves-deleted", **NEVER)).apply()
     before = training(run)
     run.delete()
     until(lambda: not run.all_pod_names(), "its Pods have ended")

@@ -31,6 +31,7 @@ def test_a_run_completes_and_its_status_says_so(completed: Run) -> None:
         "Scheduled": "True",
         "Training": "False",
         "CheckpointVerified": "True",
+        "Degraded": "False",
         "Complete": "True",
     }
     assert (status["iteration"], status["iterations"], status["progress"]) == (60, 60, "100%")

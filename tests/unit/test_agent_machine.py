@@ -298,6 +298,12 @@ def test_stop_ends_the_worker_container_once_and_done_stays_done():
     assert agent.said.state == "done"
 
 
+def test_a_fork_server_that_was_started_again_is_told_to_end_as_well():
+    agent = Agent(1).training(3).tell(m.WorkersLost, Failure("ContainerCrashed", "gone")).assigned(3, "stop")
+    assert agent.did == (m.QuitWorkers(),)
+    assert agent.tell(m.WorkersReady).did == (m.QuitWorkers(),)
+
+
 def test_a_stopped_fork_server_is_not_missed():
     agent = Agent(1).ready().assigned(3, "stop").tell(m.WorkersLost, Failure("Crash", "gone"))
     agent.now = 1000

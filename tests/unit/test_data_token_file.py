@@ -22,6 +22,7 @@ def megatron():
     return indexed_dataset
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["uint16", "int32"])
 def test_megatron_reads_every_document_that_we_wrote(megatron, tmp_path, dtype):
     with TokenFileWriter(tmp_path, dtype) as writer:

@@ -658,9 +658,9 @@ class Machine:
         workers, assignment = self._workers, self._assignment
         if self._superseded or self._out_by is not None:
             return self._end(now)
-        if assignment is None or self._quit:
+        if assignment is None or (self._quit and not self._ready):
             return []
-        if assignment.phase == "stop":
+        if assignment.phase == "stop" or self._quit:  # a fork server that was started meanwhile has not heard it
             if workers:
                 self._state = "draining"
             self._quit, self._workers, self._ready = True, None, False
