@@ -196,4 +196,4 @@ async def test_a_container_that_does_not_answer_is_a_hang_of_its_own(gang: Gang)
     failure = gang.said[1].failure
     assert failure is not None
     assert (failure.cause, failure.suspicion) == ("Hang", (0,))
-    assert "its fork server did not answer" in failure.message
+    assert "the container is stopped, frozen or gets no processor" in failure.message

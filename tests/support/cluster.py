@@ -170,12 +170,14 @@ class Run:
 
     def until_reason(self, kind: str, reason: str, seconds: float = PATIENCE) -> Document:
         """The condition, as soon as it has that reason."""
-        self.until(
-            lambda s: any(c["type"] == kind and c["reason"] == reason for c in s.get("conditions") or []),
-            f"condition {kind} with reason {reason}",
-            seconds,
-        )
-        return self.condition(kind)
+
+        def of(status: Document) -> Document | None:
+            has = (c for c in status.get("conditions") or [] if c["type"] == kind and c["reason"] == reason)
+            return next(has, None)
+
+        found = of(self.until(of, f"condition {kind} with reason {reason}", seconds))
+        assert found is not None
+        return found
 
     def until_checkpoint(self, after: int = 0) -> Document:
         """Status once a checkpoint of a later iteration than `after` is verified and iterations pass."""

@@ -51,6 +51,14 @@ def test_a_hindrance_is_told_until_it_is_mended():
     assert agent.said.problem is None
 
 
+def test_a_hindrance_is_told_also_when_the_workers_get_ready_meanwhile():
+    found = Problem("CredentialsMissing", "no Secret")
+    agent = Agent(0).assigned(1, "hold").tell(m.PrepareHindered, 1, found).ready()
+    assert agent.said.problem == found
+    agent.assigned(2, "hold")
+    assert agent.said.problem is None, "the next attempt prepares anew"
+
+
 def test_a_fenced_leader_says_by_which_attempt():
     agent = Agent(0).ready().assigned(1, "hold").tell(m.FencedOut, 1, 7)
     assert agent.said.fenced_by == 7

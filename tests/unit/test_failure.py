@@ -52,6 +52,7 @@ def worker(**fields: Any) -> dict[str, Any]:
     return {"containers": (ContainerView(names.CONTAINER_WORKER, False, 1, **fields),)}
 
 
+AGENT_WENT = ContainerView(names.CONTAINER_AGENT, False, 1, exit_code=255, terminated_reason="Unknown")
 AGENT_DOWN = ContainerView(names.CONTAINER_AGENT, False, 0, exit_code=137, terminated_reason="Error")
 
 
@@ -75,6 +76,9 @@ def test_what_an_agent_reports_is_taken_as_it_says(cause: contract.Cause) -> Non
         (with_pod(snapshot(), phase="Succeeded"), Cause.CONTAINER_CRASHED),
         (with_pod(snapshot(), **worker(exit_code=1, terminated_reason="Error")), Cause.CONTAINER_CRASHED),
         (with_pod(snapshot(), **worker(exit_code=137, terminated_reason="OOMKilled")), Cause.OUT_OF_MEMORY),
+        (with_pod(snapshot(), **worker(exit_code=255, terminated_reason="Unknown")), Cause.NODE_RESTARTED),
+        (with_pod(snapshot(), containers=(AGENT_WENT,)), Cause.NODE_RESTARTED),
+        (with_pod(with_report(snapshot(), boot_id="another"), containers=(AGENT_WENT,)), Cause.NODE_RESTARTED),
         (with_report(snapshot(), boot_id="another"), Cause.AGENT_RESTARTED),
         (with_pod(snapshot(), containers=(AGENT_DOWN,)), Cause.AGENT_RESTARTED),
         (with_report(snapshot(), fenced_by=2), Cause.FENCED),
@@ -168,8 +172,8 @@ def test_of_equal_failures_the_lowest_member_s_is_told() -> None:
 def test_infrastructure_is_charged_to_nobody() -> None:
     free = {cause for cause, rule in CAUSES.items() if rule.charge is Charge.NOBODY}
     assert free == {
-        Cause.NODE_LOST, Cause.DEVICE_UNHEALTHY, Cause.DISRUPTED, Cause.POD_DELETED, Cause.POD_FAILED, Cause.STORAGE,
-        Cause.DATA_STALL, Cause.AGENT_UNRESPONSIVE, Cause.FENCED,
+        Cause.NODE_LOST, Cause.DEVICE_UNHEALTHY, Cause.DISRUPTED, Cause.POD_DELETED, Cause.POD_FAILED,
+        Cause.NODE_RESTARTED, Cause.STORAGE, Cause.DATA_STALL, Cause.AGENT_UNRESPONSIVE, Cause.FENCED,
     }  # fmt: skip
 
 

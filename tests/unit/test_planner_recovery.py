@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
 from starcoder_operator.domain import reasons
 from starcoder_operator.domain.hearing import USUAL
 from starcoder_operator.domain.plan import EmitEvent, WriteAssignment
 from starcoder_operator.domain.planner import AWAIT_CAUSE, plan
+from starcoder_operator.domain.snapshot import ContainerView
+from starcoder_trainer.contract import names
 from starcoder_trainer.contract.report import Problem
 from tests.support.scenarios import make_run
 
@@ -47,6 +50,22 @@ def test_a_lost_connection_is_put_down_to_the_lost_node_where_the_operator_died_
     assert (run.status.attempt, run.status.restarts.by_cause, run.phase) == (2, {"Peer": 1}, "run")
     run.waits(USUAL.stale).training()
     assert run.status.restarts.by_cause == {"AgentUnresponsive": 1}
+
+
+def test_a_lost_connection_is_put_down_to_the_node_that_has_restarted_meanwhile() -> None:
+    run = make_run().workers(2).training().worker_fails(1, "Peer").passes().waits(AWAIT_CAUSE).passes()
+    assert run.status.restarts.by_cause == {"Peer": 1}
+    went = ContainerView(names.CONTAINER_AGENT, False, 1, exit_code=255, terminated_reason="Unknown")
+    before = run.snapshot
+
+    def after(seconds: float) -> StarCoderRunStatus:
+        first, *others = before.pods
+        first = replace(first, containers=(went,), agent_changed=seconds)
+        return plan(replace(before, pods=(first, *others))).status
+
+    assert after(60.0).restarts.by_cause == {"Peer": 1}, "a restart of long ago explains nothing"
+    assert after(1.0).restarts.by_cause == {"NodeRestarted": 1}
+    assert after(1.0).restarts_without_progress == 0
 
 
 def test_a_lost_connection_waits_a_moment_for_its_cause_and_judges_nothing_meanwhile() -> None:

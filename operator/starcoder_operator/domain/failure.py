@@ -22,6 +22,7 @@ class Cause(StrEnum):
     DISRUPTED = "Disrupted"
     POD_DELETED = "PodDeleted"
     POD_FAILED = "PodFailed"
+    NODE_RESTARTED = "NodeRestarted"
     OUT_OF_MEMORY = "OutOfMemory"
     USER_ERROR = "UserError"
     DEVICE_ERROR = "DeviceError"
@@ -79,6 +80,11 @@ CAUSES: dict[Cause, Rule] = {
     Cause.POD_FAILED: Rule(
         "Pod's phase is Failed: its node gave it up (restartPolicy is OnFailure)",
         Charge.NOBODY, Response.REPLACE, blames_node=True,
+    ),
+    Cause.NODE_RESTARTED: Rule(
+        "the kubelet does not know how the Pod's containers ended (exit code 255, reason Unknown): they went with "
+        "their node or its container runtime, which are back",
+        Charge.NOBODY, Response.RESTART, blames_node=True,
     ),
     Cause.OUT_OF_MEMORY: Rule(
         "agent reports OutOfMemory, or the worker container was OOMKilled", Charge.RUN, Response.RESTART
@@ -233,14 +239,31 @@ def _of_member(member: MemberView, attempt: int, boot_id: str) -> Failure | None
     ended = None if worker is None or worker.ready or member.heard_since else _of_container(member)
     if ended is not None:
         return sign(*ended)
+    if member.report is not None and member.report.boot_id != boot_id and (went := with_its_node(member)):
+        return went
     if member.report is not None and member.report.boot_id != boot_id:
         agent = member.agent
         why = agent.terminated_reason if agent else ""
         return sign(Cause.AGENT_RESTARTED, "the agent's container was started again" + (f" ({why})" if why else ""))
+    if member.agent_is_down and (went := with_its_node(member)):
+        return went
     if member.agent_is_down and member.agent is not None:
         code = member.agent.exit_code
         return sign(Cause.AGENT_RESTARTED, f"the agent's container ended with exit code {code}, and starts again", code)
     return lost(member)
+
+
+def with_its_node(member: MemberView) -> Failure | None:
+    """The agent's container was lost with its node or the container runtime, the last time that it ended."""
+    agent = member.agent
+    if agent is None or not agent.went_with_its_node:
+        return None
+    cause = Cause.NODE_RESTARTED
+    return Failure(cause, member.index, member.pod_name, member.node, _went(member), agent.exit_code)
+
+
+def _went(member: MemberView) -> str:
+    return f"the containers of Pod {member.pod_name} went with node {member.node} or its runtime, which has restarted"
 
 
 def _of_container(member: MemberView) -> tuple[Cause, str, int] | None:
@@ -250,6 +273,8 @@ def _of_container(member: MemberView) -> tuple[Cause, str, int] | None:
         return None
     if worker.terminated_reason == "OOMKilled":
         return Cause.OUT_OF_MEMORY, "the worker container was OOMKilled; raise its memory", worker.exit_code
+    if worker.went_with_its_node:
+        return Cause.NODE_RESTARTED, _went(member), worker.exit_code
     why = worker.terminated_reason or worker.waiting_reason or "no reason given"
     message = f"the worker container ended with exit code {worker.exit_code} ({why})"
     return Cause.CONTAINER_CRASHED, message, worker.exit_code

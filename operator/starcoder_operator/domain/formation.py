@@ -23,7 +23,11 @@ from .relay import with_relay
 from .seats import is_gone, seated, taking_part, vacated
 from .sizing import gang_size, regrouped
 from .snapshot import Snapshot, own_assignment
+from .timestamps import seconds_between
 from .topology import in_order
+
+TOLD_BEFORE = 10.0
+"""Seconds by which the kubelet's word of a container's end may come before the failure that it explains is counted."""
 
 
 @dataclass(frozen=True)
@@ -231,12 +235,19 @@ def _filled_in(snapshot: Snapshot, members: tuple[MemberView, ...], current: Ass
 
 
 def _explanation(snapshot: Snapshot, members: tuple[MemberView, ...]) -> Failure | None:
-    """A lost member that took part explains a charged attempt that ended because of its peers."""
+    """What is known by now of a charged attempt that ended because of its peers, or of an agent that was started again:
+    a member that took part is lost, or its node has restarted. The kubelet's word comes later than theirs."""
     status = snapshot.status
     last = status.last_failure
-    if last is None or last.cause != Cause.PEER or not status.restarts_without_progress:
+    if last is None or last.cause not in (Cause.PEER, Cause.AGENT_RESTARTED) or not status.restarts_without_progress:
         return None
-    return failure.primary(f for m in members if _took_part(m) and (f := failure.lost(m)) is not None)
+    since = seconds_between(last.at, snapshot.now) + TOLD_BEFORE
+    changed = [m for m in members if m.pod and m.pod.agent_changed is not None and m.pod.agent_changed <= since]
+    restarted = [f for m in changed if (f := failure.with_its_node(m)) is not None]
+    if last.cause == Cause.AGENT_RESTARTED:
+        return failure.primary(f for f in restarted if f.member == last.member)
+    lost = [f for m in members if _took_part(m) and (f := failure.lost(m)) is not None]
+    return failure.primary([*lost, *restarted])
 
 
 def _took_part(member: MemberView) -> bool:

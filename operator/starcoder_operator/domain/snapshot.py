@@ -26,6 +26,12 @@ class ContainerView:
     """Of the current state, else of the last one."""
     exit_code: int | None = None
 
+    @property
+    def went_with_its_node(self) -> bool:
+        """containerd answers so for a container of which it found nothing when it started: power cut, reboot, crash
+        (containerd, internal/cri/server/restart.go)."""
+        return self.terminated_reason == "Unknown" and self.exit_code == 255
+
 
 @dataclass(frozen=True)
 class PodView:

@@ -123,8 +123,7 @@ class OperatorProcess:
             # a process that stood still goes on with what it was at until it comes to its own renewal
             await self._going.wait()
             await asyncio.sleep(LAG)
-            self.sim.tell(f"{self.name} ends: {e}")
-            self.dies()
+            self.sim.operator_ends(self, str(e))
 
     def dies(self) -> None:
         self.leads = False

@@ -236,11 +236,14 @@ class Simulation:
         return next((o for o in self.operators if o.process.alive and o.leads), None)
 
     def operator_dies(self, why: str) -> None:
-        operator = self.leader
-        if operator is not None:
-            self.tell(f"{operator.name} is {why}")
-            operator.dies()
-            self.loop.call_later(RESTART, self.start_operator)
+        if (operator := self.leader) is not None:
+            self.operator_ends(operator, why)
+
+    def operator_ends(self, operator: OperatorProcess, why: str) -> None:
+        """Its kubelet starts it again."""
+        self.tell(f"{operator.name} ends: {why}")
+        operator.dies()
+        self.loop.call_later(RESTART, self.start_operator)
 
     def order_cut(self, calls_from_now: int, when: Cut) -> None:
         self._cuts[len(self.calls) + calls_from_now] = when

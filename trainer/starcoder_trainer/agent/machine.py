@@ -373,6 +373,9 @@ class Machine:
         self._verified: Verified | None = None
         self._failure: Failure | None = None
         self._problem: Problem | None = None
+        """Of this Pod's own workers."""
+        self._hindrance: Problem | None = None
+        """What the leader's preparation waits for."""
         self._storage_problem: Problem | None = None
         self._fenced_by: int | None = None
         self._progress: Progress | None = None
@@ -398,7 +401,7 @@ class Machine:
             offer=self._offer if holding else None,
             verified=self._verified,
             failure=self._failure,
-            problem=self._problem or self._storage_problem,
+            problem=self._problem or self._hindrance or self._storage_problem,
             fenced_by=self._fenced_by,
         )
 
@@ -439,9 +442,9 @@ class Machine:
             case Testified(attempt=attempt) if self._running(attempt):
                 self._testified(event)
             case Prepared(attempt=attempt) if attempt == self._prepared_for:
-                self._offer, self._verified, self._problem = event.offer, event.verified, None
+                self._offer, self._verified, self._hindrance = event.offer, event.verified, None
             case PrepareHindered(attempt=attempt) if attempt == self._prepared_for:
-                self._problem = event.problem
+                self._hindrance = event.problem
             case FencedOut(attempt=attempt) if self._assignment and attempt == self._assignment.attempt:
                 self._fenced_by = max(event.by, self._fenced_by or 0)
                 self._pending = {(a, s) for a, s in self._pending if a > attempt}
@@ -494,7 +497,7 @@ class Machine:
         if assignment.attempt > self._seen:
             self._seen = assignment.attempt
             self._problem = self._problem if self._problem and self._problem.reason == "WorkerNotReady" else None
-            self._fenced_by = None
+            self._hindrance, self._fenced_by = None, None
         self._assignment, self._config = assignment, config
         read = TrainingConfig.from_dict(config)
         self._iterations, self._floors = read.training.iterations, read.hang
