@@ -59,6 +59,10 @@ def manifest(name: str, **changes: Any) -> Document:
     return document
 
 
+def _condition(status: Document, kind: str) -> Document:
+    return next((c for c in status.get("conditions") or [] if c["type"] == kind), {})
+
+
 class Run:
     def __init__(self, cluster: Cluster, document: Document) -> None:
         self.cluster = cluster
@@ -95,7 +99,7 @@ class Run:
         return self.get().get("status") or {}
 
     def condition(self, kind: str) -> Document:
-        return next((c for c in self.status.get("conditions") or [] if c["type"] == kind), {})
+        return _condition(self.status, kind)
 
     def pods(self) -> list[Document]:
         """Pods of the run that are not being deleted, by name."""
@@ -170,14 +174,10 @@ class Run:
 
     def until_reason(self, kind: str, reason: str, seconds: float = PATIENCE) -> Document:
         """The condition, as soon as it has that reason."""
-
-        def of(status: Document) -> Document | None:
-            has = (c for c in status.get("conditions") or [] if c["type"] == kind and c["reason"] == reason)
-            return next(has, None)
-
-        found = of(self.until(of, f"condition {kind} with reason {reason}", seconds))
-        assert found is not None
-        return found
+        has = self.until(
+            lambda s: _condition(s, kind).get("reason") == reason, f"condition {kind} with reason {reason}", seconds
+        )
+        return _condition(has, kind)
 
     def until_checkpoint(self, after: int = 0) -> Document:
         """Status once a checkpoint of a later iteration than `after` is verified and iterations pass."""

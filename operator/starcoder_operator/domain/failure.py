@@ -239,14 +239,13 @@ def _of_member(member: MemberView, attempt: int, boot_id: str) -> Failure | None
     ended = None if worker is None or worker.ready or member.heard_since else _of_container(member)
     if ended is not None:
         return sign(*ended)
-    if member.report is not None and member.report.boot_id != boot_id and (went := with_its_node(member)):
+    is_another = member.report is not None and member.report.boot_id != boot_id
+    if (is_another or member.agent_is_down) and (went := with_its_node(member)):
         return went
-    if member.report is not None and member.report.boot_id != boot_id:
+    if is_another:
         agent = member.agent
         why = agent.terminated_reason if agent else ""
         return sign(Cause.AGENT_RESTARTED, "the agent's container was started again" + (f" ({why})" if why else ""))
-    if member.agent_is_down and (went := with_its_node(member)):
-        return went
     if member.agent_is_down and member.agent is not None:
         code = member.agent.exit_code
         return sign(Cause.AGENT_RESTARTED, f"the agent's container ended with exit code {code}, and starts again", code)
@@ -258,8 +257,9 @@ def with_its_node(member: MemberView) -> Failure | None:
     agent = member.agent
     if agent is None or not agent.went_with_its_node:
         return None
-    cause = Cause.NODE_RESTARTED
-    return Failure(cause, member.index, member.pod_name, member.node, _went(member), agent.exit_code)
+    return Failure(
+        Cause.NODE_RESTARTED, member.index, member.pod_name, member.node, _went(member), agent.exit_code
+    )  # fmt: skip
 
 
 def _went(member: MemberView) -> str:

@@ -29,7 +29,7 @@ class ContainerView:
     @property
     def went_with_its_node(self) -> bool:
         """containerd answers so for a container of which it found nothing when it started: power cut, reboot, crash
-        (containerd, internal/cri/server/restart.go)."""
+        (`unknownContainerStatus` in its internal/cri/server/helpers.go)."""
         return self.terminated_reason == "Unknown" and self.exit_code == 255
 
 

@@ -256,9 +256,7 @@ class Simulation:
 
     def operator_is_cut(self, operator: OperatorProcess, where: str) -> None:
         if operator.process.alive:
-            self.tell(f"{operator.name} is killed {where}")
-            operator.dies()
-            self.loop.call_later(RESTART, self.start_operator)
+            self.operator_ends(operator, f"killed {where}")
 
     # Users
 
