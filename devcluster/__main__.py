@@ -67,6 +67,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    if not hasattr(os, "setns"):
+        found = ".".join(map(str, sys.version_info[:3]))
+        print(f"devcluster: found Python {found}, needs 3.12 or later; use .venv/bin/python", file=sys.stderr)
+        return 2
     arguments = parser().parse_args(argv)
     try:
         run(Cluster(arguments.name), arguments)

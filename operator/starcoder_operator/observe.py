@@ -372,6 +372,7 @@ def pod_view(pod: Manifest, gang: Gang, age: float) -> PodView:
         priority_class=spec.get("priorityClassName", ""),
         avoided_nodes=tuple(n for n in annotations.get(ANNOTATION_AVOIDS, "").split(",") if n),
         template=annotations.get(ANNOTATION_TEMPLATE, ""),
+        why=": ".join(status[key] for key in ("reason", "message") if status.get(key)),
     )
 
 

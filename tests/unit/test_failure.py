@@ -89,6 +89,11 @@ def test_a_failure_is_recognised_by_its_sign(after: Snapshot, cause: Cause) -> N
     assert only_cause(after) is cause
 
 
+def test_a_pod_that_its_node_gave_up_is_told_with_the_kubelets_words() -> None:
+    (one,) = found(with_pod(snapshot(), phase="Failed", why="UnexpectedAdmissionError: no device left"))
+    assert one.message == "Pod a-w1-0 was given up by node node-1 (UnexpectedAdmissionError: no device left)"
+
+
 def test_a_dead_node_is_the_cause_whatever_its_pod_says() -> None:
     before = with_pod(snapshot(), deleting=True, disruption="DeletionByTaintManager")
     nodes = before.nodes | {"node-1": replace(before.nodes["node-1"], ready=None)}

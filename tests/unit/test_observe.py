@@ -196,6 +196,12 @@ async def test_a_disrupted_pod_says_by_what():
     assert pod_view(manifest, GANGS["Native"], 0.0).disruption == "PreemptionByScheduler"
 
 
+async def test_a_pod_that_was_given_up_says_why():
+    manifest = Server().add(made_pod(phase="Failed"))
+    manifest["status"] |= {"reason": "UnexpectedAdmissionError", "message": "no device left"}
+    assert pod_view(manifest, GANGS["Native"], 0.0).why == "UnexpectedAdmissionError: no device left"
+
+
 @pytest.mark.parametrize("kind", [PODS, LEASES, CONFIG_MAPS, POD_GROUPS, ROLES, RUNS], ids=str)
 async def test_what_cannot_be_read_ends_the_pass(bench, kind):
     grant(bench)

@@ -263,7 +263,8 @@ def _loss(
     if pod.deleting:
         return Loss(LossKind.DELETED, node, f"Pod {name} is being deleted")
     if pod.phase == "Failed":
-        return Loss(LossKind.FAILED, node, f"Pod {name} was given up by node {node or 'none'}")
+        said = f" ({pod.why})" if pod.why else ""
+        return Loss(LossKind.FAILED, node, f"Pod {name} was given up by node {node or 'none'}{said}")
     return Loss(LossKind.STUCK, node, stuck) if stuck else None
 
 

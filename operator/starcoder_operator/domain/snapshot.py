@@ -72,6 +72,8 @@ class PodView:
     """Nodes that its affinity forbids: lost, broken, or avoided; from annotation `pod_template.ANNOTATION_AVOIDS`."""
     template: str = ""
     """Digest of what the Pod was built from; annotation `pod_template.ANNOTATION_TEMPLATE`. Empty: not known."""
+    why: str = ""
+    """What its kubelet or a controller says of its phase (status.reason and status.message), empty where nothing."""
 
 
 @dataclass(frozen=True)
