@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -237,7 +238,7 @@ def test_a_pushed_image_is_whole_and_an_archive_is_loaded_as_it_is(
 
 @pytest.fixture
 def changed(tmp_path: Path, built: dict[str, BuiltImage]) -> Iterator[Path]:
-    """A copy of the repository with another line in the trainer's sources."""
+    """A copy of the repository with another line in the trainer's sources, one that no build has in its storage."""
     for name in SOURCES:
         source = REPOSITORY / name
         if source.is_dir():
@@ -245,7 +246,7 @@ def changed(tmp_path: Path, built: dict[str, BuiltImage]) -> Iterator[Path]:
         else:
             shutil.copy2(source, tmp_path / name)
     with (tmp_path / "trainer" / "starcoder_trainer" / "__init__.py").open("a") as file:
-        file.write(f"\nTEST = {tmp_path.name!r}\n")
+        file.write(f"\nTEST = {uuid.uuid4().hex!r}\n")
     yield tmp_path
     build()  # the references mean this tree's images again
 
