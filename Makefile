@@ -1,7 +1,9 @@
 # Two commands are enough: `make demo` and `make test`. Both install what they need; the rest is for developers.
 SHELL := /bin/sh
 PY := .venv/bin/python
-export PYTHONDONTWRITEBYTECODE = 1
+# compiled modules are kept, but beside no source
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX = $(CURDIR)/.venv/pycache
 .DEFAULT_GOAL := help
 
 .PHONY: help setup demo demo-down test test-unit test-property test-simulation test-integration test-e2e bench-failover soak soak-simulation lint format crds requirements images cluster-up cluster-down clean

@@ -36,4 +36,7 @@ rm -f $stamp
 # uv.txt last: sync removes what no file names
 .venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes requirements/dev.txt requirements/uv.txt
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
+# once, on all cores: else the first test run compiles torch and all else on one. Packages carry files that can't be
+# compiled (templates, old Python), which is no error of ours
+.venv/bin/python -W ignore -m compileall -qq -j0 .venv/lib || true
 echo "$want" > $stamp

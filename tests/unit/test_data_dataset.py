@@ -65,6 +65,7 @@ def test_loss_is_masked_exactly_where_the_label_is_padding(tmp_path):
     assert padded
 
 
+@pytest.mark.slow
 def test_the_same_sample_comes_out_in_any_order_and_in_any_process(tmp_path):
     write_corpus(tmp_path / "c")
     config = corpus_config(tmp_path / "c", fim_rate=0.7)

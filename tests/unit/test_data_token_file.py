@@ -36,6 +36,7 @@ def test_megatron_reads_every_document_that_we_wrote(megatron, tmp_path, dtype):
     assert (made.tokens, made.documents) == (10, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["uint16", "int32"])
 def test_our_index_of_the_same_documents_is_megatrons_byte_for_byte(megatron, tmp_path, dtype):
     builder = megatron.IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=getattr(np, dtype))

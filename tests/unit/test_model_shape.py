@@ -56,6 +56,7 @@ def test_positions_do_not_depend_on_the_length_of_samples() -> None:
     assert parameter_count(replace(STARCODER_15B, max_sequence_length=4096)) == 15_517_456_384 - 4096 * 6144
 
 
+@pytest.mark.slow
 def test_the_architecture_is_starcoders() -> None:
     shape = transformer_config(STARCODER_15B, ParallelismConfig(1, 1), "bf16")
     assert (shape.num_layers, shape.hidden_size, shape.num_attention_heads) == (40, 6144, 48)
