@@ -59,6 +59,8 @@ class Committer:
     def forget_before(self, attempt: int) -> None:
         """Attempts below are over; the ledger would refuse their steps."""
         self._waiting = {key: job for key, job in self._waiting.items() if key[0] >= attempt}
+        if not self._waiting:
+            self._is_well()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -66,6 +68,8 @@ class Committer:
         while True:
             await self._wake.wait()
             if not self._waiting:
+                pause = FIRST_PAUSE_SECONDS
+                self._is_well()
                 self._wake.clear()
                 continue
             try:
@@ -81,10 +85,15 @@ class Committer:
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
                 continue
             pause = FIRST_PAUSE_SECONDS
-            if self._troubled:
-                self._troubled = False
-                self._post(StorageTrouble(self._clock(), None))
+            self._is_well()
             await asyncio.sleep(POLL_SECONDS)
+
+    def _is_well(self) -> None:
+        """Nothing is tried in vain: all went well, or nothing is left to try. An attempt does not form over a trouble
+        that nobody will find mended."""
+        if self._troubled:
+            self._troubled = False
+            self._post(StorageTrouble(self._clock(), None))
 
     async def _try(self, job: Commit) -> None:
         ledger = self._ledger()

@@ -193,10 +193,12 @@ class Uploader:
             except (LocalFilesLost, OSError) as e:
                 log.error("step %d is lost: %s", job.step, e)
                 self._post(CheckpointRefused(self._clock(), job.attempt, job.step, str(e)))
+                shard = None
+            if troubled:
+                self._post(StorageTrouble(self._clock(), None))
+            if shard is None:
                 return
             break
-        if troubled:
-            self._post(StorageTrouble(self._clock(), None))
         await asyncio.to_thread(delete_local, job)
         size = sum(file.size for file in shard.files)
         self._done(Uploads(self._clock() - begun, size))
