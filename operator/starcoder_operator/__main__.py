@@ -53,13 +53,6 @@ class Operator:
         self._sightings = Sightings(clock)
         self._nodes = NodeCache(settings.device_fault_conditions)
         memory = self._memory = Memory()
-        self._kube = Kube(
-            configuration,
-            count=self._count,
-            on_outage=self._sightings.blind,
-            concurrency=settings.api_concurrency,
-            timeout=settings.api_timeout,
-        )
         # renewals must neither queue behind other calls nor hang
         self._election_kube = Kube(configuration, count=self._count, timeout=settings.lease_renew_deadline / 3)
         election = Election(
@@ -71,6 +64,14 @@ class Operator:
             retry_period=settings.lease_retry_period,
         )
         self._elector = Elector(self._election_kube, election, clock)
+        self._kube = Kube(
+            configuration,
+            count=self._count,
+            on_outage=self._sightings.blind,
+            may_write=self._elector.leads if settings.leader_election else lambda: True,
+            concurrency=settings.api_concurrency,
+            timeout=settings.api_timeout,
+        )
         reconcile = Reconciler(
             observe=Observer(self._kube, clock, self._sightings, self._nodes, memory),
             act=Actor(

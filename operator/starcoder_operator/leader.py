@@ -1,8 +1,9 @@
 """Leader election by a Lease: one replica acts, the others stand by (docs/adr/0004).
 
 Times of other machines are never compared with ours: a holder counts as gone when *we* have seen its Lease unchanged
-for the duration it promised. Election is for liveness; against two leaders at once every write carries uid and
-resourceVersion.
+for the duration it promised. Election is for liveness; against two leaders at once every change carries uid and
+resourceVersion. A creation can't; what a leader that stood still would still create is withheld (`Elector.leads`), but
+for a request that was under way by then, and what comes of that the next leader finds and removes.
 """
 
 from __future__ import annotations
@@ -63,13 +64,19 @@ class Elector:
         """When the API server last answered [s]."""
         self.holder = ""
         """Who leads, as last seen."""
+        self._renewed: float | None = None
+        """When the last renewal that went through was asked for [s]; None: the Lease is not ours."""
+
+    def leads(self) -> bool:
+        """Whether nobody else can have taken over by now, however long this process stood still."""
+        return self._left() > 0
 
     async def acquire(self) -> None:
         """Returns when we lead. Waits through outages."""
         announced = ""
         while True:
             try:
-                if await self._try():
+                if await self._renew():
                     return
                 if self.holder != announced:
                     announced = self.holder
@@ -79,20 +86,16 @@ class Elector:
             await asyncio.sleep(self._election.retry_period * (1 + random.random() / 5))  # noqa: S311
 
     async def keep(self) -> None:
-        """Renews for as long as we lead.
+        """Renews for as long as we lead, after `acquire`.
 
         Raises:
             LeadershipLost: another replica has the Lease, or no renewal went through within the deadline.
         """
-        renewed = self._clock.monotonic()
         while True:
             await asyncio.sleep(self._election.retry_period)
             try:
-                left = renewed + self._election.renew_deadline - self._clock.monotonic()
-                started = self._clock.monotonic()
-                async with asyncio.timeout(max(left, 0.0)):
-                    if await self._try():
-                        renewed = started
+                async with asyncio.timeout(max(self._left(), 0.0)):
+                    if await self._renew():
                         continue
                 raise LeadershipLost(f"{self.holder} holds the Lease {self._election.name} now")
             except Conflict:
@@ -102,11 +105,25 @@ class Elector:
                 log.warning("leader election: renewal failed: %s", e.message)
             except TimeoutError:
                 pass
-            if self._clock.monotonic() - renewed >= self._election.renew_deadline:
+            if self._left() <= 0:
                 raise LeadershipLost(f"the Lease {self._election.name} could not be renewed in time")
+
+    def _left(self) -> float:
+        """Seconds until we must have renewed; 0 where the Lease is not ours."""
+        if self._renewed is None:
+            return 0.0
+        return self._renewed + self._election.renew_deadline - self._clock.monotonic()
+
+    async def _renew(self) -> bool:
+        """Take or renew; False where another holds it."""
+        asked = self._clock.monotonic()
+        ours = await self._try()
+        self._renewed = asked if ours else None
+        return ours
 
     async def release(self) -> None:
         """Give the Lease back, so that the next leader need not wait. Does nothing where we don't hold it."""
+        self._renewed = None
         if self._lease is None:
             return
         lease = self._lease | {"spec": self._lease["spec"] | {"holderIdentity": "", "leaseDurationSeconds": 1}}
@@ -117,7 +134,6 @@ class Elector:
             log.warning("the Lease could not be given back, the next leader waits for it: %s", e.message)
 
     async def _try(self) -> bool:
-        """Take or renew; False where another holds it."""
         try:
             there = await self._kube.get(LEASES, self._election.namespace, self._election.name)
         except NotFound:

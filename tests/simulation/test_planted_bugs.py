@@ -20,7 +20,7 @@ from starcoder_operator.domain import failure, placement, planner
 from starcoder_operator.domain.failure import CAUSES, Cause, Charge
 from starcoder_operator.domain.plan import CreatePod, WriteAssignment
 from starcoder_trainer.agent import ledger, machine
-from tests.support.simulation.faults import DELAYS, AgentIsKilled, OperatorStandsStill, PodIsDeleted, Schedule
+from tests.support.simulation.faults import DELAYS, NodeDies, OperatorStandsStill, PodIsDeleted, Schedule
 from tests.support.simulation.faults import SCHEDULES as ANY
 from tests.support.simulation.search import find_violation
 
@@ -141,27 +141,18 @@ PLANTED = {
     a_lost_node_is_charged_to_the_run: "failures were the run's own",
     an_agent_forgets_what_it_has_started: r"starts attempt (\d+) after attempt \1",
     whatever_has_the_label_is_taken_for_the_runs_own: "stranger, which belongs to nobody",
-    the_assignment_is_overwritten_whatever_it_is_by_now: "the assignment went from attempt|in two forms",
+    the_assignment_is_overwritten_whatever_it_is_by_now: r"(the assignment|attempt \d+) went from|in two forms",
     all_that_head_does_not_list_last_is_swept: "was deleted, and HEAD lists it",
 }
 
 
+_stands_still_and_is_overtaken = st.tuples(
+    st.tuples(DELAYS, st.builds(OperatorStandsStill, st.sampled_from([20.0, 40.0]), st.integers(1, 20))),
+    st.tuples(st.just(0.0), st.one_of(st.builds(PodIsDeleted, st.integers(0, 1)), st.just(NodeDies(0)))),
+)
 AMONG = {
     the_assignment_is_overwritten_whatever_it_is_by_now: st.builds(
-        Schedule,
-        steps=st.lists(
-            st.tuples(
-                DELAYS,
-                st.one_of(
-                    st.builds(OperatorStandsStill, st.sampled_from([20.0, 40.0])),
-                    st.builds(PodIsDeleted, st.integers(0, 2)),
-                    st.builds(AgentIsKilled, st.integers(0, 2)),
-                ),
-            ),
-            max_size=6,
-        ).map(tuple),
-        operators=st.just(2),
-        jitter=st.integers(1, 1000),
+        Schedule, steps=_stands_still_and_is_overtaken, operators=st.just(2)
     )
 }
 """Where two things have to meet that seldom do, only these are drawn."""
@@ -181,6 +172,6 @@ def test_the_simplest_schedule_is_told_as_a_story():
     assert story is not None
     violation, _, schedule, *told = story.splitlines()
     assert "'NodeLost': 1" in violation
-    # one fault is enough, of the kinds by which a node is lost
-    assert len(re.findall(r"\(\d+\.\d+, \w+\(", schedule)) == 1, schedule
+    # a node is lost by one fault; shrinking may end at two of which none can go without a change of the other
+    assert len(re.findall(r"\(\d+\.\d+, \w+\(", schedule)) <= 2, schedule
     assert any(re.match(r"t=\d+\.\d+ +Node\w+\(", line) for line in told), story

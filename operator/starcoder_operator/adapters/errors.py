@@ -36,6 +36,10 @@ class Refused(KubeError):
     only after somebody has changed something."""
 
 
+class Withheld(KubeError):
+    """Not sent: we may not lead any more, and a creation carries nothing by which the server could tell."""
+
+
 class Unavailable(KubeError):
     """No answer, or one that says later (5xx, 429). Nothing is known about the objects."""
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
 
-from .errors import AlreadyExists, ApiAbsent, Conflict, KubeError, NotFound, Refused, Unavailable
+from .errors import AlreadyExists, ApiAbsent, Conflict, KubeError, NotFound, Refused, Unavailable, Withheld
 from .kinds import ACCESS_REVIEWS, Kind, Manifest, kind_of
 
 FIELD_MANAGER = "starcoder-operator"
@@ -39,6 +39,7 @@ class Kube:
     Args:
         count: told verb and HTTP code of every call, code 0 where no answer came.
         on_outage: called whenever a call came to `Unavailable`.
+        may_write: asked right before a write is sent; where it says no, nothing is sent and the call is `Withheld`.
         concurrency: calls under way at the same time; the others wait.
         timeout: seconds a call may take.
 
@@ -51,6 +52,7 @@ class Kube:
         *,
         count: CallCounter = no_count,
         on_outage: Callable[[], None] = lambda: None,
+        may_write: Callable[[], bool] = lambda: True,
         concurrency: int = 32,
         timeout: float = 15.0,
     ) -> None:
@@ -58,6 +60,7 @@ class Kube:
         self._client.user_agent = FIELD_MANAGER
         self._count = count
         self._on_outage = on_outage
+        self._may_write = may_write
         self._slots = asyncio.Semaphore(concurrency)
         self._timeout = aiohttp.ClientTimeout(total=timeout)
 
@@ -152,6 +155,8 @@ class Kube:
         content_type: str = "application/json",
     ) -> Manifest:
         async with self._slots:
+            if verb not in ("get", "list") and path != ACCESS_REVIEWS.path() and not self._may_write():
+                raise Withheld(f"{verb} {path}: another replica may lead by now, nothing was sent")
             try:
                 code, text, retry_after = await self._exchange(METHODS[verb], path, query or {}, body, content_type)
             except (aiohttp.ClientError, OSError, TimeoutError) as e:

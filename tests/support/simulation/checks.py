@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .machines import Sandbox
     from .world import Simulation
 
+PHASES = ("hold", "run", "drain", "stop")
+"""In the order in which an attempt goes through them; it may skip some."""
 CHARGED = frozenset(cause for cause, rule in CAUSES.items() if rule.charge is Charge.RUN)
 
 
@@ -31,6 +33,8 @@ class Checks:
         self._highest: dict[str, int] = {}
         """Assignment -> attempt last written; forgotten where somebody deletes it."""
         self._forms: dict[tuple[str, int], set[str]] = defaultdict(set)
+        self._phases: dict[tuple[str, int], int] = {}
+        """(run's uid, attempt) -> place of the last written phase in `PHASES`."""
         self._started: dict[str, int] = {}
         """Boot id -> attempt that its workers were last started for."""
         self._ever_listed: set[tuple[int, int, str]] = set()
@@ -50,7 +54,8 @@ class Checks:
             self._operator_wrote(change)
         if change.kind is RUNS and change.before is not None and change.type == "MODIFIED":
             self._status_written(change.before.get("status") or {}, change.thing.get("status") or {})
-        if change.kind is PODS and change.type == "ADDED" and change.by.startswith("operator"):
+        by_leader = change.by.startswith("operator") and not self._sim.is_overtaken(change.by)
+        if change.kind is PODS and change.type == "ADDED" and by_leader:
             self._pod_created(change.thing)
         if change.kind is POD_GROUPS:
             self._group_changed(change)
@@ -152,7 +157,7 @@ class Checks:
         name = change.thing["metadata"]["name"]
         if change.type == "ADDED":
             # one that was read as there, and deleted by somebody meanwhile, may come again
-            if name not in self._torn_away:
+            if name not in self._torn_away and not self._sim.is_overtaken(change.by):
                 self._never_before(change.thing, "PodGroup")
         elif change.by == "user":
             self._torn_away.add(name)
@@ -174,8 +179,12 @@ class Checks:
             written.attempt <= recorded, f"attempt {written.attempt} was written, and status.attempt is {recorded}"
         )
         self._highest[meta["name"]] = written.attempt
+        is_of = written.run_uid, written.attempt
+        phase, before = PHASES.index(written.phase), self._phases.get(is_of, 0)
+        self.require(phase >= before, f"attempt {written.attempt} went from {PHASES[before]} to {written.phase}")
+        self._phases[is_of] = phase
         if written.phase == "run":
-            forms = self._forms[written.run_uid, written.attempt]
+            forms = self._forms[is_of]
             forms.add(written.to_json())
             self.require(len(forms) == 1, f"attempt {written.attempt} runs in two forms")
             self.require(all(m.boot_id for m in written.members), f"attempt {written.attempt} runs with empty places")

@@ -9,7 +9,7 @@ from typing import Any
 
 from kubernetes.aio.client.exceptions import ApiException
 
-from starcoder_operator.adapters.errors import KubeError, NotFound, Unavailable
+from starcoder_operator.adapters.errors import KubeError, Unavailable, Withheld
 from starcoder_operator.adapters.kinds import LEASES, ROLE_BINDINGS, ROLES, Kind, Manifest
 from starcoder_trainer.contract import names
 
@@ -23,7 +23,7 @@ class OperatorClient:
     Args:
         by: name of this operator, in the history.
         around: wraps every call: counts it, and may end the operator before or after it.
-        on_outage: as of `Kube`.
+        on_outage, may_write: as of `Kube`.
     """
 
     def __init__(
@@ -33,19 +33,15 @@ class OperatorClient:
         by: str,
         around: Callable[[str, Callable[[], Any]], Any],
         on_outage: Callable[[], None] = lambda: None,
+        may_write: Callable[[], bool] = lambda: True,
     ) -> None:
         self._api, self._network, self._by = api, network, by
         self._around = around
         self._on_outage = on_outage
+        self._may_write = may_write
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Manifest:
-        def past(seconds: float) -> Manifest:
-            thing = self._api.as_of(seconds, kind).get((namespace, name))
-            if thing is None:
-                raise NotFound(f'{kind} "{name}" not found', code=404)
-            return thing
-
-        return await self._call(f"get {kind.kind} {name}", lambda: self._api.get(kind, namespace, name), past)
+        return await self._call(f"get {kind.kind} {name}", lambda: self._api.get(kind, namespace, name))
 
     async def list(self, kind: Kind, namespace: str, labels: str = "") -> list[Manifest]:
         return await self._call(
@@ -77,6 +73,8 @@ class OperatorClient:
 
     async def _call(self, what: str, perform: Callable[[], Any], past: Callable[[float], Any] | None = None) -> Any:
         writes = not what.startswith(("get", "list"))
+        if writes and not self._may_write():
+            raise Withheld(f"{what}: another replica may lead by now, nothing was sent")
         try:
             return await self._around(
                 what, lambda: self._network.api_call("operator", what, perform, writes=writes, past=past)

@@ -151,10 +151,14 @@ class OperatorIsCut:
 @dataclass(frozen=True)
 class OperatorStandsStill:
     seconds: float
+    before_call: int = 0
+    """Just before it sends its call of that number from now; 0: at once."""
 
     def happen(self, sim: Simulation) -> None:
         operator = sim.leader
-        if operator is not None:
+        if self.before_call:
+            sim.order_pause(self.before_call, self.seconds)
+        elif operator is not None:
             operator.stands_still(self.seconds)
 
 
@@ -287,6 +291,7 @@ FAULTS: st.SearchStrategy[Fault] = st.one_of(
     st.builds(OperatorIsCut, st.integers(1, 40), st.booleans()),
     st.builds(OperatorIsCut, st.integers(1, 12), st.booleans()),
     st.builds(OperatorStandsStill, _seconds),
+    st.builds(OperatorStandsStill, _seconds, st.integers(1, 20)),
     st.builds(CallFails, st.just("operator"), st.sampled_from(API_FAULTS), st.integers(0, 20)),
     st.builds(CallFails, st.just("operator"), st.sampled_from(API_FAULTS), st.integers(0, 5)),
     st.builds(CallFails, st.just("agent"), st.sampled_from(API_FAULTS), st.integers(0, 5)),

@@ -14,8 +14,9 @@ from starcoder_operator.adapters.errors import Conflict, KubeError, Unavailable
 
 ApiFault = Literal["conflict", "429", "500", "request lost", "answer lost", "slow answer", "slow request", "stale"]
 """conflict, 429, 500: the server's answer, nothing is done. request lost, answer lost: a time-out, nothing or all is
-done. slow answer: what is read is old when it arrives. slow request: what is written arrives late. stale: a read is
-answered from a server that is behind."""
+done. slow answer: what is read is old when it arrives. slow request: what is written arrives late. stale: a list is
+answered from a server that is behind, as one with a watch cache may; a get is a read of etcd's quorum, its answer is
+no older than its request."""
 API_FAULTS: tuple[ApiFault, ...] = (
     "conflict", "429", "500", "request lost", "answer lost", "slow answer", "slow request", "stale",
 )  # fmt: skip
@@ -81,7 +82,7 @@ class Network:
 
         Args:
             perform: does it, at the moment at which the server does.
-            past: answers a read as the server would have so many seconds ago.
+            past: answers a list as the server would have so many seconds ago.
         """
         if self.api_down:
             await asyncio.sleep(TIMEOUT)
@@ -91,7 +92,7 @@ class Network:
             await asyncio.sleep(self.latency())
             return perform()
         if fault == "stale" and past is None:
-            fault = "slow request"
+            fault = "slow request" if writes else "slow answer"
         if fault == "conflict" and not writes:
             fault = "500"
         self.told(f"{what}: {fault}")

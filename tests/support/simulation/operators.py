@@ -68,12 +68,23 @@ class OperatorProcess:
         self.sim, self.name = sim, name
         self.process = Process(name, sim.crashed)
         self.leads = False
+        self.led_from = 0.0
+        """Since when it leads or led [s]."""
         self._going = asyncio.Event()
         self._going.set()
         self._held_back: list[Callable[[], None]] = []
         clock, self._memory = _Clock(sim), Memory()
         self.sightings, self._nodes = Sightings(clock), NodeCache()
-        client: Any = OperatorClient(sim.api, sim.network, name, self._call, self.sightings.blind)
+        self._elector = (
+            Elector(
+                self._client(),
+                Election("starcoder-operator", "operators", name, duration=15, renew_deadline=10, retry_period=2),
+                clock,
+            )
+            if election
+            else None
+        )
+        client = self._client(may_write=self._elector.leads if self._elector else lambda: True)
         self._reconcile = Reconciler(
             observe=Observer(client, clock, self.sightings, self._nodes, self._memory),
             act=Actor(
@@ -94,24 +105,19 @@ class OperatorProcess:
         edge = Edge(enqueue=self._queue.add, note=lambda: None, sightings=self.sightings, nodes=self._nodes)
         tell = {RUNS: edge.on_run, PODS: edge.on_pod, LEASES: edge.on_lease, NODES: edge.on_node}
         self.watches = {kind: Watch(self, kind, tell.get(kind, edge.on_owned)) for kind in WATCHED}
-        self._elector = (
-            Elector(
-                client,
-                Election("starcoder-operator", "operators", name, duration=15, renew_deadline=10, retry_period=2),
-                clock,
-            )
-            if election
-            else None
-        )
         sim.api.watchers.append(self._on_change)
         self.process.spawn(self._run())
+
+    def _client(self, may_write: Callable[[], bool] = lambda: True) -> Any:
+        sim = self.sim
+        return OperatorClient(sim.api, sim.network, self.name, self._call, self.sightings.blind, may_write)
 
     async def _run(self) -> None:
         await asyncio.sleep(BOOT)
         if self._elector is not None:
             await self._elector.acquire()
         self.sim.tell(f"{self.name} leads")
-        self.leads = True
+        self.leads, self.led_from = True, self.sim.loop.time()
         self._queue.start()
         for watch in self.watches.values():
             self.process.spawn(watch.run())
@@ -173,6 +179,9 @@ class OperatorProcess:
         cut = self.sim.cut_of(self, what)
         if cut == "before":
             await self._cut(f"before it could {what}")
+        if (pause := self.sim.pause_before_call(self)) is not None:
+            self.sim.tell(f"{self.name} stands still for {pause:.0f} s before it can {what}")
+            self.stands_still(pause)
         await self._going.wait()
         answer = await send()
         if cut == "after":

@@ -109,6 +109,7 @@ class Simulation:
         self._boots = 0
         self._replicas = 0
         self._cuts: dict[int, Cut] = {}
+        self._pauses: dict[int, float] = {}
         self.calls: list[str] = []
         """All that leaders asked of the API server, in order; they are cut before or after one by its number from 1."""
         self.api.watchers.append(self._tell_agents)
@@ -235,6 +236,11 @@ class Simulation:
     def leader(self) -> OperatorProcess | None:
         return next((o for o in self.operators if o.process.alive and o.leads), None)
 
+    def is_overtaken(self, name: str) -> bool:
+        """Whether another operator has begun to lead after it: what it still creates was under way by then."""
+        last = max((o for o in self.operators if o.led_from), key=lambda o: o.led_from, default=None)
+        return last is not None and last.name != name
+
     def operator_dies(self, why: str) -> None:
         if (operator := self.leader) is not None:
             self.operator_ends(operator, why)
@@ -253,6 +259,13 @@ class Simulation:
             return None
         self.calls.append(what)
         return self._cuts.pop(len(self.calls), None) if self._cuts else None
+
+    def order_pause(self, calls_from_now: int, seconds: float) -> None:
+        self._pauses[len(self.calls) + calls_from_now] = seconds
+
+    def pause_before_call(self, operator: OperatorProcess) -> float | None:
+        """Seconds that it stands still before it sends the call that `cut_of` has just counted."""
+        return self._pauses.pop(len(self.calls), None) if self._pauses and operator.leads else None
 
     def operator_is_cut(self, operator: OperatorProcess, where: str) -> None:
         if operator.process.alive:
