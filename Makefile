@@ -20,8 +20,8 @@ demo: setup ## A real cluster on this machine trains a small StarCoder, loses a 
 demo-down: setup ## Remove what `make demo` made (caches stay)
 	@$(PY) -m examples.demo --down
 
-test: setup lint ## Everything: lint, unit, property, integration, e2e
-	$(PY) -m pytest tests/unit tests/property tests/integration tests/e2e
+test: setup lint ## Everything: lint, unit, property, simulation, integration, e2e
+	$(PY) -m pytest tests/unit tests/property tests/simulation tests/integration tests/e2e
 
 test-unit: setup ## Under a minute: no cluster, no server
 	$(PY) -m pytest tests/unit -m "not slow"
