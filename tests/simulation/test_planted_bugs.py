@@ -20,7 +20,15 @@ from starcoder_operator.domain import failure, placement, planner
 from starcoder_operator.domain.failure import CAUSES, Cause, Charge
 from starcoder_operator.domain.plan import CreatePod, WriteAssignment
 from starcoder_trainer.agent import ledger, machine
-from tests.support.simulation.faults import DELAYS, NodeDies, OperatorStandsStill, PodIsDeleted, Schedule
+from tests.support.simulation.faults import (
+    DELAYS,
+    NodeDies,
+    NodeIsCutOff,
+    NodeReturns,
+    OperatorStandsStill,
+    PodIsDeleted,
+    Schedule,
+)
 from tests.support.simulation.faults import SCHEDULES as ANY
 from tests.support.simulation.search import find_violation
 
@@ -150,10 +158,22 @@ _stands_still_and_is_overtaken = st.tuples(
     st.tuples(DELAYS, st.builds(OperatorStandsStill, st.sampled_from([20.0, 40.0]), st.integers(1, 20))),
     st.tuples(st.just(0.0), st.one_of(st.builds(PodIsDeleted, st.integers(0, 1)), st.just(NodeDies(0)))),
 )
+_leader_goes_on_alone_while_it_uploads = st.builds(
+    Schedule,
+    steps=st.tuples(
+        st.tuples(
+            st.floats(3, 12).map(lambda s: round(s, 1)),
+            st.builds(NodeIsCutOff, st.just(0), st.just(("api", "peers")), st.booleans()),
+        ),
+        st.tuples(st.sampled_from([20.0, 40.0]), st.just(NodeReturns(0))),
+    ),
+    upload_seconds=st.sampled_from([1.0, 4.0, 8.0]),
+)
 AMONG = {
+    whoever_commits_is_taken_for_the_holder_of_head: _leader_goes_on_alone_while_it_uploads,
     the_assignment_is_overwritten_whatever_it_is_by_now: st.builds(
         Schedule, steps=_stands_still_and_is_overtaken, operators=st.just(2)
-    )
+    ),
 }
 """Where two things have to meet that seldom do, only these are drawn."""
 
