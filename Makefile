@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX = $(CURDIR)/.venv/pycache
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo demo-down test test-unit test-property test-simulation test-integration test-e2e bench-failover soak soak-simulation lint format crds requirements images cluster-up cluster-down clean
+.PHONY: help setup demo demo-down test test-unit test-property test-simulation test-integration test-e2e test-chaos bench-failover soak soak-simulation lint format crds requirements images cluster-up cluster-down clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -30,7 +30,7 @@ test-property: setup ## Properties, by hypothesis
 	$(PY) -m pytest tests/property
 
 test-simulation: setup ## Schedules of faults against operator and agents in memory; SCHEDULES=n, 10000 by default
-	SCHEDULES=$(or $(SCHEDULES),10000) $(PY) -m pytest tests/simulation
+	$(if $(SCHEDULES),SCHEDULES=$(SCHEDULES) )$(PY) -m pytest tests/simulation
 
 soak-simulation: setup ## The same without an end in sight, from a new seed each time; SCHEDULES=n, 200000 by default
 	$(PY) -m tests.support.simulation.search --processes 2 --schedules $(or $(SCHEDULES),200000)
@@ -40,6 +40,9 @@ test-integration: setup ## Against a real API server, etcd and S3 server
 
 test-e2e: setup ## On the dev cluster (root, Linux)
 	$(PY) -m pytest tests/e2e
+
+test-chaos: setup ## On the dev cluster, what takes too long for each change: the operator killed at its writes
+	$(PY) -m pytest tests/chaos
 
 bench-failover: setup ## Seconds from a fault to training again, beside a plain Job under torchrun; JSON lines
 	@$(PY) -m bench.failover $(if $(TRIALS),--trials $(TRIALS)) $(ARGS)

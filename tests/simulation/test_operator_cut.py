@@ -6,11 +6,13 @@ What it reads it forgets with its end, so a cut at a read is one after the write
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import pytest
 
 from tests.support.simulation.faults import (
     NodeDies,
+    NodeReturns,
     OperatorIsCut,
     PodIsDeleted,
     RunIsDeleted,
@@ -29,6 +31,9 @@ SCRIPTS = {
     "node-lost-beside-a-spare": Schedule(((4.0, NodeDies(0)), (20.0, TimePasses())), spares=1),
     "pod-deleted": Schedule(((4.0, PodIsDeleted(1)),)),
     "suspended-and-resumed": Schedule(((4.0, UserSuspends(True)), (9.0, UserSuspends(False)))),
+    "shrunk-and-grown": Schedule(
+        ((4.0, NodeDies(0)), (12.0, NodeReturns(0)), (20.0, TimePasses())), free_nodes=0, shrinks=True
+    ),
     "deleted": Schedule(((4.0, RunIsDeleted()),)),
 }
 
@@ -50,9 +55,5 @@ def test_wherever_the_operator_is_cut_the_run_comes_to_the_same_end(name):
     cuts = [(number, after) for number in writes(name) for after in (False, True)]
     assert len(cuts) >= 30
     for number, after in cuts:
-        cut = Schedule(
-            ((0.0, OperatorIsCut(number, after)), *script.steps),
-            members=script.members, spares=script.spares, free_nodes=script.free_nodes, gang=script.gang,
-        )  # fmt: skip
-        sim = Simulation(cut).run()
+        sim = Simulation(replace(script, steps=((0.0, OperatorIsCut(number, after)), *script.steps))).run()
         assert sim.end == end, sim.told

@@ -24,7 +24,7 @@ from tests.support.simulation.network import API_FAULTS, STORE_FAULTS
 from tests.support.simulation.search import find_in_processes, find_violation
 from tests.support.simulation.world import Simulation, Violation
 
-SCHEDULES = int(os.environ.get("SCHEDULES", "1000"))
+SCHEDULES = int(os.environ.get("SCHEDULES", "10000"))
 PROCESSES = 2
 
 _calls = st.integers(0, 20)
