@@ -22,6 +22,9 @@ from tests.support.cluster import Run, until
 from . import baseline, ours
 from .ours import Trial
 
+ROLE = "node-role=system"
+"""Taint of the node that no run is placed on."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -65,14 +68,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(cluster: Cluster) -> None:
-    _say("dev cluster: 4 nodes x 2 simulated GPUs, stock node monitor")
+    _say("dev cluster: 3 nodes x 2 simulated GPUs and one for the operator, stock node monitor")
     with contextlib.redirect_stdout(sys.stderr):
         cluster.up(Options(nodes=4, gpus_per_node=2))
         digests = stages.images_in(cluster)
-        stages.install(cluster, digests["operator"])
+        _install(cluster, digests["operator"])
         stages.storage(cluster)
         stages.start_data(cluster)
     until(lambda: stages.job_ended(stages.job(cluster)), "the prepare Job ends", dump=lambda: stages.job_log(cluster))
+
+
+def _install(cluster: Cluster, digest: str) -> None:
+    """The operator on a node of its own, as control planes are: a case says whether it is lost or not."""
+    node = cluster.nodes[-1].name
+    cluster.kubectl("taint", "node", node, f"{ROLE}:NoSchedule", "--overwrite")
+    key, _, value = ROLE.partition("=")
+    toleration = {"key": key, "value": value, "effect": "NoSchedule"}
+    stages.install(cluster, digest, nodeSelector={"kubernetes.io/hostname": node}, tolerations=[toleration])
 
 
 def _case(cluster: Cluster, case: Case, trials: int, baseline_trials: int) -> None:

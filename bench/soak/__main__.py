@@ -66,17 +66,17 @@ def _prepare(cluster: Cluster) -> None:
     until(lambda: stages.job_ended(stages.job(cluster)), "the prepare Job ends", dump=lambda: stages.job_log(cluster))
 
 
-def _manifest(name: str, iterations: int) -> dict[str, Any]:
+def _manifest(name: str) -> dict[str, Any]:
     return manifest(
         name,
-        training__iterations=iterations,
+        training__iterations=10**6,  # the learning rate's schedule depends on it
         checkpoint__everyIterations=20,
         elasticity={"spares": 1, "minReplicas": 1, "patience": "20s", "growBack": {"interval": "1m"}},
     )
 
 
 def _soak(cluster: Cluster, settings: Settings) -> int:
-    run = Run(cluster, _manifest("soak", 10**6)).apply()
+    run = Run(cluster, _manifest("soak")).apply()
     losses, history = Losses(cluster, run.name), History()
     run.until_checkpoint()
     try:
@@ -91,10 +91,10 @@ def _soak(cluster: Cluster, settings: Settings) -> int:
     end = max(losses.by_iteration)
     _say(f"undisturbed, to iteration {end}")
     run.delete()
-    calm = Run(cluster, _manifest("calm", end)).apply()
+    calm = Run(cluster, _manifest("calm")).apply()
     calm_losses = Losses(cluster, calm.name)
     try:
-        until(lambda: _followed(calm, calm_losses), "the undisturbed run ends", 3600, calm.describe)
+        until(lambda: _followed(calm, calm_losses) >= end, "the undisturbed run is there", 3600, calm.describe)
     finally:
         calm_losses.close()
     starts = list(losses.starts.values())
@@ -142,9 +142,10 @@ def _seen(run: Run, losses: Losses, history: History) -> int:
     return newest
 
 
-def _followed(run: Run, losses: Losses) -> bool:
+def _followed(run: Run, losses: Losses) -> int:
+    """The last iteration that is told of."""
     losses.follow(run.pod_names())
-    return run.status.get("state") in ("Succeeded", "Failed")
+    return max(losses.by_iteration, default=0)
 
 
 def _report(history: History, verdict: Verdict, status: dict[str, Any], settings: Settings) -> None:

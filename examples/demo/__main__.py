@@ -71,7 +71,7 @@ def _demo(console: Console, cluster: Cluster) -> int:
         with _step(console, "images onto the nodes (built first where needed)"):
             digests = stages.images_in(cluster)
         with _step(console, "helm install starcoder-operator"):
-            stages.install(cluster, digests["operator"], {"status-interval": "1"})
+            stages.install(cluster, digests["operator"], settings={"status-interval": "1"})
         stages.storage(cluster)
         with _step(console, "data: a Job tokenizes the Python standard library"):
             _prepare(console, cluster)

@@ -44,13 +44,17 @@ def images_in(cluster: Cluster) -> dict[str, str]:
     return {name: image.digest for name, image in built.items()}
 
 
-def install(cluster: Cluster, operator_digest: str, settings: dict[str, str] | None = None) -> None:
-    """`helm install`, or upgrade. The digest is written on the Pods, so that a newer image of the tag is rolled out."""
-    annotations = {"starcoder.dev/image-digest": operator_digest}
+def install(cluster: Cluster, operator_digest: str, **values: Any) -> None:
+    """`helm install`, or upgrade. The digest is written on the Pods, so that a newer image of the tag is rolled out.
+
+    Args:
+        values: of the chart, at its top level.
+    """
+    values["podAnnotations"] = {"starcoder.dev/image-digest": operator_digest}
+    given = [part for name, value in values.items() for part in ("--set-json", f"{name}={json.dumps(value)}")]
     cluster.helm(
         "upgrade", "--install", "starcoder-operator", str(CHART), "--namespace", OPERATOR_NAMESPACE,
-        "--create-namespace", "--wait", "--timeout", "5m", "--set-json", f"podAnnotations={json.dumps(annotations)}",
-        "--set-json", f"settings={json.dumps(settings or {})}", timeout=360,
+        "--create-namespace", "--wait", "--timeout", "5m", *given, timeout=360,
     )  # fmt: skip
 
 
