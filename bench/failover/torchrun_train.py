@@ -107,7 +107,7 @@ def _write(training: Any, layout: Any, attempt: int, rank: int, scratch: Path) -
 
 
 def _upload(saved: Any, store: Any, rank: int, world: int) -> None:
-    from starcoder_trainer.agent.machine import Upload
+    from starcoder_trainer.agent.messages import Upload
     from starcoder_trainer.agent.upload import delete_local, upload_shard
 
     job = Upload(saved.attempt, saved.step, world, (saved,))

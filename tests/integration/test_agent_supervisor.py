@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from starcoder_trainer.agent.machine import Identity
+from starcoder_trainer.agent.messages import Identity
 from starcoder_trainer.agent.metrics import Metrics
 from starcoder_trainer.agent.supervisor import Supervisor, Surroundings
 from starcoder_trainer.contract.assignment import Assignment, Layout, Member

@@ -4,7 +4,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from starcoder_trainer.agent import machine as m
+from starcoder_trainer.agent import machine
+from starcoder_trainer.agent import messages as m
 from starcoder_trainer.contract.assignment import Assignment, CheckpointRef, Layout, Member, Offer
 from starcoder_trainer.contract.report import Failure, Problem, Report, Verified
 from starcoder_trainer.contract.worker import Exited, Saved, Started
@@ -25,7 +26,7 @@ class AgentMachine(RuleBasedStateMachine):
         self.ending = ending
         """What may end this agent's days; one of them an example, or most examples would be over early."""
         self.place = 0 if leads else 1
-        self.agent = m.Machine(m.Identity("uid-1", "mine", "demo-w0-0", 0, "n1", "10.0.0.9", "/scratch"), 0.0)
+        self.agent = machine.Machine(m.Identity("uid-1", "mine", "demo-w0-0", 0, "n1", "10.0.0.9", "/scratch"), 0.0)
         self.now = 0.0
         self.connected = False
         self.alive: set[int] = set()

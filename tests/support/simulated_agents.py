@@ -10,7 +10,8 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
-from starcoder_trainer.agent import machine as m
+from starcoder_trainer.agent import machine
+from starcoder_trainer.agent import messages as m
 from starcoder_trainer.agent.heartbeats import Heartbeats
 from starcoder_trainer.contract.assignment import Assignment, CheckpointRef, Endpoint, Offer
 from starcoder_trainer.contract.config import TrainingConfig
@@ -74,7 +75,7 @@ class Agent:
         self.member, self.world = member, world
         self.boot_id = f"boot-{next(self._boots)}"
         me = m.Identity(run_uid, self.boot_id, pod, incarnation, node, f"10.0.0.{member}", "/scratch")
-        self.machine = m.Machine(me, world.now)
+        self.machine = machine.Machine(me, world.now)
         self.heartbeats = Heartbeats(
             member=member, incarnation=incarnation, boot_id=self.boot_id, rhythm=USUAL, now=world.now
         )

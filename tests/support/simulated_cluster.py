@@ -34,7 +34,7 @@ from starcoder_operator.domain.snapshot import (
     Snapshot,
 )
 from starcoder_operator.domain.timestamps import after, at_millisecond, milliseconds
-from starcoder_trainer.agent import machine as m
+from starcoder_trainer.agent import messages as m
 from starcoder_trainer.agent.heartbeats import is_news, is_relayed
 from starcoder_trainer.contract import names
 from starcoder_trainer.contract.report import Report

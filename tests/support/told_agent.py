@@ -1,6 +1,7 @@
 """A machine that is told things in the words of tests, as the agent of one of two members with two ranks each."""
 
-from starcoder_trainer.agent import machine as m
+from starcoder_trainer.agent import machine
+from starcoder_trainer.agent import messages as m
 from starcoder_trainer.contract.assignment import Assignment, CheckpointRef, Layout, Member, Offer
 from starcoder_trainer.contract.report import Failure, Verified
 from starcoder_trainer.contract.worker import Exited, Saved, Started
@@ -22,7 +23,7 @@ class Agent:
         self.place = place
         self.boot = f"boot-{place}"
         me = m.Identity("uid-1", self.boot, f"demo-w{place}-0", 0, "n1", "10.0.0.9", "/scratch", grace, "/run/stamps")
-        self.machine = m.Machine(me, now=0)
+        self.machine = machine.Machine(me, now=0)
         self.now = 0.0
         self.did: tuple[m.Action, ...] = ()
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from starcoder_trainer.agent.ledger import Claimed, Committed, Ledger, reference
-from starcoder_trainer.agent.machine import Upload
+from starcoder_trainer.agent.messages import Upload
 from starcoder_trainer.agent.upload import upload_shard
 from starcoder_trainer.contract.assignment import CheckpointRef, Layout
 from starcoder_trainer.contract.config import (

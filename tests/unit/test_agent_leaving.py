@@ -2,7 +2,7 @@
 
 import pytest
 
-from starcoder_trainer.agent import machine as m
+from starcoder_trainer.agent import messages as m
 from starcoder_trainer.contract.report import Failure
 from tests.support.told_agent import OFFER, Agent, kinds, verified
 

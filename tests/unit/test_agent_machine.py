@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from starcoder_trainer.agent import machine as m
+from starcoder_trainer.agent import messages as m
 from starcoder_trainer.contract.assignment import Assignment, Layout, Member
 from starcoder_trainer.contract.report import Failure, Problem
 from starcoder_trainer.contract.worker import Exited, Saved, Started, Step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from starcoder_trainer.agent import machine as m
+from starcoder_trainer.agent import messages as m
 from starcoder_trainer.contract.stamp import Stamp
 from starcoder_trainer.contract.worker import Sight
 from tests.support.told_agent import RANKS, Agent

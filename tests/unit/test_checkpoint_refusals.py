@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from starcoder_trainer.agent.ledger import Claimed, Committed, Ledger, reference
-from starcoder_trainer.agent.machine import Upload
+from starcoder_trainer.agent.messages import Upload
 from starcoder_trainer.agent.upload import upload_shard
 from starcoder_trainer.agent.verify import Corrupt
 from starcoder_trainer.checkpoint.common import Position, describe, position_of

@@ -10,7 +10,8 @@ from starcoder_operator.domain import reasons
 from starcoder_operator.domain.plan import EmitEvent, EnsureGang, EnsureLeases, WriteAssignment
 from starcoder_operator.domain.sizing import STARTING
 from starcoder_operator.domain.timestamps import seconds_between
-from starcoder_trainer.agent.machine import NOT_READY_SECONDS, Ticked, WorkersReady
+from starcoder_trainer.agent.machine import NOT_READY_SECONDS
+from starcoder_trainer.agent.messages import Ticked, WorkersReady
 from tests.support.scenarios import Scenario, make_run
 
 

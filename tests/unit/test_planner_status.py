@@ -7,7 +7,7 @@ from starcoder_operator.domain import reasons
 from starcoder_operator.domain.conditions import Claim, merged
 from starcoder_operator.domain.planner import WATCH_PROGRESS
 from starcoder_operator.domain.timestamps import seconds_between
-from starcoder_trainer.agent import machine as m
+from starcoder_trainer.agent import messages as m
 from starcoder_trainer.contract.report import Problem
 from tests.support.scenarios import make_run
 

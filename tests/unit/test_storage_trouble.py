@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from starcoder_trainer.agent.committer import Committer
-from starcoder_trainer.agent.machine import CheckpointRefused, Commit, StorageTrouble, Upload
+from starcoder_trainer.agent.messages import CheckpointRefused, Commit, StorageTrouble, Upload
 from starcoder_trainer.agent.upload import Uploader
 from starcoder_trainer.contract.ledger import RankManifest
 from starcoder_trainer.contract.worker import Saved

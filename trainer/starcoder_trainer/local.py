@@ -29,7 +29,7 @@ from starcoder_operator.domain import validation
 from starcoder_operator.domain.layout import layout_of
 from starcoder_operator.domain.training_config import training_config
 from starcoder_trainer.agent.logs import log_json
-from starcoder_trainer.agent.machine import GRACE_SECONDS, Identity
+from starcoder_trainer.agent.messages import GRACE_SECONDS, Identity
 from starcoder_trainer.agent.metrics import Metrics
 from starcoder_trainer.agent.supervisor import Supervisor, Surroundings
 from starcoder_trainer.contract import names

@@ -19,7 +19,7 @@ from starcoder_operator.adapters.kinds import CONFIG_MAPS, Manifest
 from starcoder_trainer.agent import ledger, preflight, supervisor, upload, verify
 from starcoder_trainer.agent.heartbeats import Heartbeats, Standing
 from starcoder_trainer.agent.kube import LeaseName, LeaseWriter
-from starcoder_trainer.agent.machine import Identity
+from starcoder_trainer.agent.messages import Identity
 from starcoder_trainer.agent.supervisor import Supervisor, Surroundings
 from starcoder_trainer.contract import names
 from starcoder_trainer.contract.assignment import Assignment, Endpoint

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from starcoder_trainer.agent.ledger import CheckpointLost, Committed, Fenced, Ledger, Superseded, reference
-from starcoder_trainer.agent.machine import (
+from starcoder_trainer.agent.messages import (
     CheckpointRefused,
     CheckpointVerified,
     Commit,

@@ -22,7 +22,7 @@ from starcoder_trainer.agent.heartbeat_tcp import HeartbeatService
 from starcoder_trainer.agent.heartbeats import Heartbeats, Standing
 from starcoder_trainer.agent.kube import LeaseName, LeaseWriter, watch_assignment
 from starcoder_trainer.agent.logs import log_json
-from starcoder_trainer.agent.machine import GRACE_SECONDS, Identity
+from starcoder_trainer.agent.messages import GRACE_SECONDS, Identity
 from starcoder_trainer.agent.metrics import Metrics
 from starcoder_trainer.agent.preflight import CheckData
 from starcoder_trainer.agent.supervisor import Supervisor, Surroundings

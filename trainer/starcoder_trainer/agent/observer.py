@@ -10,7 +10,7 @@ from pathlib import Path
 
 from starcoder_trainer.agent import stall
 from starcoder_trainer.agent.channel import NotConnected
-from starcoder_trainer.agent.machine import Event, Identity, Interrogate, Observed, Testified
+from starcoder_trainer.agent.messages import Event, Identity, Interrogate, Observed, Testified
 from starcoder_trainer.contract.ledger import stacks_key
 from starcoder_trainer.contract.stamp import read_stamp
 from starcoder_trainer.contract.worker import Look, Message, Seen

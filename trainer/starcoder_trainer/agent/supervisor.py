@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starcoder_trainer.agent import machine as m
-from starcoder_trainer.agent import preflight
+from starcoder_trainer.agent import machine, messages, preflight
 from starcoder_trainer.agent.channel import Channel, NotConnected
 from starcoder_trainer.agent.committer import Committer
 from starcoder_trainer.agent.ledger import Claimed, Ledger
@@ -69,12 +68,14 @@ class _Over(Exception):
 
 
 class Supervisor:
-    def __init__(self, me: m.Identity, around: Surroundings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, me: messages.Identity, around: Surroundings, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._me = me
         self._around = around
         self._clock = clock
-        self._machine = m.Machine(me, clock())
-        self._events: asyncio.Queue[m.Event] = asyncio.Queue()
+        self._machine = machine.Machine(me, clock())
+        self._events: asyncio.Queue[messages.Event] = asyncio.Queue()
         self._channel = Channel(around.worker_socket, self._on_message, self._on_lost)
         self._config: TrainingConfig | None = None
         self._stores: dict[str, ObjectStore] = {}
@@ -103,19 +104,19 @@ class Supervisor:
     def silent(self) -> bool:
         return self._machine.silent
 
-    def post(self, event: m.Event) -> None:
+    def post(self, event: messages.Event) -> None:
         """From any thread."""
         assert self._loop is not None, "run() has not begun"
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     def assign(self, assignment: Assignment, config: dict[str, Any]) -> None:
-        self.post(m.Assigned(self._clock(), assignment, config))
+        self.post(messages.Assigned(self._clock(), assignment, config))
 
     def supersede(self) -> None:
-        self.post(m.Superseded(self._clock()))
+        self.post(messages.Superseded(self._clock()))
 
     def terminate(self) -> None:
-        self.post(m.Terminated(self._clock()))
+        self.post(messages.Terminated(self._clock()))
 
     async def run(self) -> None:
         """Until the machine exits, which it does after `terminate`."""
@@ -139,45 +140,45 @@ class Supervisor:
         finally:
             self._close_listener()
 
-    async def _handle(self, event: m.Event) -> bool:
+    async def _handle(self, event: messages.Event) -> bool:
         """Whether to go on."""
-        if isinstance(event, m.Assigned) and event.assignment.run_uid == self._me.run_uid:
+        if isinstance(event, messages.Assigned) and event.assignment.run_uid == self._me.run_uid:
             self._config = TrainingConfig.from_dict(event.config)
             self._world_size = event.assignment.layout.world_size
         actions = self._machine.handle(event)
         self._publish()
         for action in actions:
             log.info("%s", _named(action))
-            if isinstance(action, m.Exit):
+            if isinstance(action, messages.Exit):
                 return False
             await self._carry_out(action)
         return True
 
-    async def _carry_out(self, action: m.Action) -> None:
+    async def _carry_out(self, action: messages.Action) -> None:
         match action:
-            case m.StartWorkers(start, as_leader):
+            case messages.StartWorkers(start, as_leader):
                 await self._make_room(start)
                 await self._send(start, self._take_listener(start.attempt) if as_leader else None)
-            case m.StopWorkers(attempt):
+            case messages.StopWorkers(attempt):
                 await self._send(Stop(attempt), None)
-            case m.LeaveWorkers(attempt):
+            case messages.LeaveWorkers(attempt):
                 await self._send(Leave(attempt), None)
-            case m.Interrogate():
+            case messages.Interrogate():
                 assert self._tasks is not None
                 self._tasks.create_task(self._observer.interrogate(action))
-            case m.QuitWorkers():
+            case messages.QuitWorkers():
                 await self._send(Quit(), None)
-            case m.Prepare(attempt, config):
+            case messages.Prepare(attempt, config):
                 if self._preparing:
                     self._preparing.cancel()
                 self._committer.forget_before(attempt)
                 assert self._tasks is not None
                 self._preparing = self._tasks.create_task(self._prepare(attempt, TrainingConfig.from_dict(config)))
-            case m.Upload():
+            case messages.Upload():
                 self._uploader.add(action)
-            case m.Commit():
+            case messages.Commit():
                 self._committer.add(action)
-            case m.Exit():
+            case messages.Exit():
                 pass
 
     async def _make_room(self, start: Start) -> None:
@@ -208,15 +209,15 @@ class Supervisor:
                 place = await asyncio.to_thread(preflight.claim, attempt, config, ledger, store.uri, self._me.address)
             except preflight.Hindered as e:
                 log.warning("%s: %s", e.problem.reason, e.problem.message)
-                self.post(m.PrepareHindered(self._clock(), attempt, e.problem))
+                self.post(messages.PrepareHindered(self._clock(), attempt, e.problem))
             except preflight.FencedByHead as e:
                 log.warning("attempt %d: %s", attempt, e)
-                self.post(m.FencedOut(self._clock(), attempt, e.by))
+                self.post(messages.FencedOut(self._clock(), attempt, e.by))
                 return
             else:
                 self._close_listener()
                 self._listener = (attempt, place.listener)
-                self.post(m.Prepared(self._clock(), attempt, place.offer, place.verified))
+                self.post(messages.Prepared(self._clock(), attempt, place.offer, place.verified))
                 await self._sweep(ledger, place.claimed)
                 return
             await asyncio.sleep(self._around.retry_seconds)
@@ -231,31 +232,31 @@ class Supervisor:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            self.post(m.Ticked(self._clock()))
+            self.post(messages.Ticked(self._clock()))
 
     def _on_message(self, message: Message) -> None:
         now = self._clock()
         match message:
             case Ready():
-                self.post(m.WorkersReady(now))
+                self.post(messages.WorkersReady(now))
             case Started():
                 self._around.metrics.started(message)
-                self.post(m.WorkerStarted(now, message))
+                self.post(messages.WorkerStarted(now, message))
             case Step():
                 self._around.metrics.stepped(message, self._world_size)
-                self.post(m.WorkerStepped(now, message))
+                self.post(messages.WorkerStepped(now, message))
             case Saved():
                 self._around.metrics.saved(message)
-                self.post(m.WorkerSaved(now, message))
+                self.post(messages.WorkerSaved(now, message))
             case Exited():
                 log.log(logging.WARNING if message.exit_code else logging.INFO, "%s", message)
-                self.post(m.WorkerExited(now, message))
+                self.post(messages.WorkerExited(now, message))
             case Seen():
                 self._observer.seen(message)
             case Stopped():
-                self.post(m.WorkersStopped(now))
+                self.post(messages.WorkersStopped(now))
             case Terminating():
-                self.post(m.WorkersTerminated(now))
+                self.post(messages.WorkersTerminated(now))
             case _:
                 log.error("ignored: the fork server sent %s", type(message).__name__)
 
@@ -264,7 +265,7 @@ class Supervisor:
             f"the fork server of Pod {self._me.pod} went away ({why}), expected it to live as long as the Pod; see "
             f"`kubectl logs {self._me.pod} -c worker --previous`"
         )
-        self.post(m.WorkersLost(self._clock(), Failure("ContainerCrashed", message)))
+        self.post(messages.WorkersLost(self._clock(), Failure("ContainerCrashed", message)))
 
     def _on_uploaded(self, uploads: Uploads) -> None:
         self._around.metrics.uploaded(uploads.seconds, uploads.size_bytes)
@@ -307,11 +308,11 @@ class Supervisor:
             self._listener = None
 
 
-def _named(action: m.Action) -> str:
+def _named(action: messages.Action) -> str:
     """For the log: no configuration, no stacks."""
     match action:
-        case m.StartWorkers(start):
+        case messages.StartWorkers(start):
             return f"start ranks {start.ranks}"
-        case m.Interrogate(overdue):
+        case messages.Interrogate(overdue):
             return f"no progress: {overdue}"
     return str(action)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from starcoder_trainer.agent.machine import (
+from starcoder_trainer.agent.messages import (
     CheckpointRefused,
     Event,
     ShardUploaded,
