@@ -22,8 +22,11 @@ from tests.support.cluster import Run, until
 from . import baseline, ours
 from .ours import Trial
 
-ROLE = "node-role=system"
-"""Taint of the node that no run is placed on."""
+ROLE = ("node-role", "system")
+"""Label and taint of the nodes that are the operator's, one for each replica; no run is placed there."""
+NODES, OF_OPERATOR = 5, 2
+TIMES_FASTER = 10.0
+"""Than the baseline: the goal."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(cluster: Cluster) -> None:
-    _say("dev cluster: 3 nodes x 2 simulated GPUs and one for the operator, stock node monitor")
+    _say(f"dev cluster: {NODES - OF_OPERATOR} nodes x 2 simulated GPUs, {OF_OPERATOR} for the operator, stock monitor")
     with contextlib.redirect_stdout(sys.stderr):
-        cluster.up(Options(nodes=4, gpus_per_node=2))
+        cluster.up(Options(nodes=NODES, gpus_per_node=2))
         digests = stages.images_in(cluster)
         _install(cluster, digests["operator"])
         stages.storage(cluster)
@@ -79,59 +82,76 @@ def _prepare(cluster: Cluster) -> None:
 
 
 def _install(cluster: Cluster, digest: str) -> None:
-    """The operator on a node of its own, as control planes are: a case says whether it is lost or not."""
-    node = cluster.nodes[-1].name
-    cluster.kubectl("taint", "node", node, f"{ROLE}:NoSchedule", "--overwrite")
-    key, _, value = ROLE.partition("=")
+    """The operator on nodes of its own, as control planes are: a case says whether it is lost or not."""
+    key, value = ROLE
+    for node in cluster.nodes[-OF_OPERATOR:]:
+        cluster.kubectl("label", "node", node.name, f"{key}={value}", "--overwrite")
+        cluster.kubectl("taint", "node", node.name, f"{key}={value}:NoSchedule", "--overwrite")
     toleration = {"key": key, "value": value, "effect": "NoSchedule"}
-    stages.install(cluster, digest, nodeSelector={"kubernetes.io/hostname": node}, tolerations=[toleration])
+    stages.install(cluster, digest, nodeSelector={key: value}, tolerations=[toleration])
 
 
 def _case(cluster: Cluster, case: Case, trials: int, baseline_trials: int) -> None:
-    done = [*_trials(case.name, trials, _ours(cluster, case))] if trials else []
-    beside = None
-    if case.baseline is not None and baseline_trials:
-        job = baseline.Torchrun(cluster)
-        job.start()
-        try:
-            other = [*_trials(f"{case.name}, torchrun", baseline_trials, _theirs(case.baseline, job))]
-        finally:
-            job.delete()
-        beside = Baseline(baseline.TITLE, _sample(other))
+    done = _ours(cluster, case, trials) if trials else []
+    other = _theirs(cluster, case, baseline_trials) if baseline_trials else []
+    beside = Baseline(baseline.TITLE, _sample(other)) if other else None
     if not done:
         return
     stages_of = medians([t.stages for t in done if t.stages])
-    print(
-        line(f"failover/{case.name}", "s", _sample(done), goal=case.goal, baseline=beside, stages=stages_of), flush=True
-    )
+    ours_of = _sample(done)
+    print(line(f"failover/{case.name}", "s", ours_of, goal=case.goal, baseline=beside, stages=stages_of), flush=True)
+    if beside is not None:
+        # a trial that was given up took longer than it counts for: at least so many times faster
+        times = Sample((beside.sample.median / ours_of.median,), beside.sample.censored)
+        print(line(f"failover/{case.name}/times-faster", "ratio-up", times, goal=TIMES_FASTER), flush=True)
     again = Sample(tuple(float(t.iterations_again) for t in done if not t.censored) or (0.0,))
     print(line(f"failover/{case.name}/iterations-again", "iterations", again), flush=True)
 
 
-def _ours(cluster: Cluster, case: Case) -> Callable[[int], Trial]:
+def _ours(cluster: Cluster, case: Case, trials: int) -> Sequence[Trial]:
+    """One run for all trials; a new one where it did not come out of a fault whole."""
     running: list[Run] = []
 
     def trial(number: int) -> Trial:
+        if running:
+            try:
+                ours.whole(running[0])
+            except AssertionError as e:
+                _say(f"{str(e).splitlines()[0]}; a new run is made")
+                running.clear()
         if not running:
-            cluster.kubectl("-n", stages.NAMESPACE, "delete", "scr", "--all", "--wait=true", timeout=180)
             running.append(ours.start(cluster, case.name, **case.spec))
-            ours.whole(running[0], 0)
+            ours.whole(running[0])
         outcome = ours.trial(running[0], case.fault, number)
         if outcome.censored:
             running.clear()
         return outcome
 
-    return trial
+    try:
+        return _trials(case.name, trials, trial)
+    finally:
+        stages.delete_run(cluster, case.name)  # the GPUs are the next one's
 
 
-def _theirs(fault: Callable[[baseline.Torchrun, int], Trial], job: baseline.Torchrun) -> Callable[[int], Trial]:
+def _theirs(cluster: Cluster, case: Case, trials: int) -> Sequence[Trial]:
+    """None where it does not train."""
+    if case.baseline is None:
+        return ()
+    fault, job = case.baseline, baseline.Torchrun(cluster)
+
     def trial(number: int) -> Trial:
         if number:
-            began = time.time()
-            job.whole(began)
+            job.whole(time.time())
         return fault(job, number)
 
-    return trial
+    try:
+        job.start()
+        return _trials(f"{case.name}, torchrun", trials, trial)
+    except AssertionError as e:
+        _say(f"the baseline is left out: {str(e).splitlines()[0]}")
+        return ()
+    finally:
+        job.delete()
 
 
 def _trials(name: str, count: int, trial: Callable[[int], Trial]) -> Sequence[Trial]:

@@ -10,7 +10,7 @@ from typing import Any
 from devcluster.cluster import Cluster
 from examples.demo import stages
 from starcoder_trainer.contract import names
-from tests.support.cluster import Run, manifest
+from tests.support.cluster import Document, Run, manifest
 
 from .iterations import Resumption, read, resumption
 
@@ -28,46 +28,51 @@ class Trial:
     censored: bool = False
 
 
-Fault = Callable[[Run, int], Callable[[], None]]
-"""Does it (the trial's number says to whom) and returns what mends it afterwards."""
+@dataclass(frozen=True)
+class Attack:
+    """Whom it hits is known already: what is measured begins with `do`."""
+
+    do: Callable[[], object]
+    mend: Callable[[], object] = lambda: None
 
 
-def worker_crash(run: Run, trial: int) -> Callable[[], None]:
-    run.kill_worker(member=run.members()[trial % 2])
-    return lambda: None
+Fault = Callable[[Run, int], Attack]
+"""Chooses whom it hits by the trial's number: the leader's member and another one by turns."""
 
 
-def pod_delete(run: Run, trial: int) -> Callable[[], None]:
+def worker_crash(run: Run, trial: int) -> Attack:
+    return Attack(run.worker_killer(run.members()[trial % 2]))
+
+
+def pod_delete(run: Run, trial: int) -> Attack:
     member = str(run.members()[trial % 2])
     pod = next(p for p in run.pods() if p["metadata"]["labels"][names.LABEL_MEMBER] == member)
-    run.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false")
-    return lambda: None
+    return Attack(lambda: run.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false"))
 
 
-def node_kill(run: Run, trial: int) -> Callable[[], None]:
-    """Of the leader and of another member by turns."""
-    return _kill(run, run.node_of(run.members()[trial % 2]))
-
-
-def operator_and_node(run: Run, trial: int) -> Callable[[], None]:
-    """The operator's leader goes with the node, in the same moment."""
+def node_kill(run: Run, trial: int) -> Attack:
     node = run.node_of(run.members()[trial % 2])
-    lease = run.cluster.kubectl(
-        "get", "lease", "starcoder-operator", "-n", stages.OPERATOR_NAMESPACE, "-o", "jsonpath={.spec.holderIdentity}"
-    ).stdout.partition("_")[0]
-    run.cluster.kubectl(
-        "delete", "pod", lease, "-n", stages.OPERATOR_NAMESPACE, "--grace-period=0", "--force", "--wait=false"
-    )
-    return _kill(run, node)
+    return Attack(lambda: run.cluster.kill_node(node), lambda: run.cluster.start_node(node))
 
 
-def _kill(run: Run, node: str) -> Callable[[], None]:
-    run.cluster.kill_node(node)
-    return lambda: run.cluster.start_node(node)
+def operator_and_node(run: Run, trial: int) -> Attack:
+    """The node of the operator's leader goes in the same moment as a member's."""
+    nodes = [run.cluster.node(n) for n in (run.node_of(run.members()[trial % 2]), run.operators_node())]
+
+    def kill() -> None:
+        for node in nodes:
+            node.kill()
+
+    def mend() -> None:
+        for node in nodes:
+            node.start()
+
+    return Attack(kill, mend)
 
 
 def start(cluster: Cluster, name: str, **changes: Any) -> Run:
     """A run that does not end while it is looked at, training, with a verified checkpoint."""
+    stages.delete_run(cluster, name)
     settings = {
         "training__iterations": 10**6,
         "checkpoint__everyIterations": 50,
@@ -81,35 +86,44 @@ def start(cluster: Cluster, name: str, **changes: Any) -> Run:
 
 
 def trial(run: Run, fault: Fault, number: int) -> Trial:
-    """One fault, and back to a whole gang that trains with a newer checkpoint."""
-    before = run.status
+    """One fault to a run that is whole (`whole`)."""
+    before, attack = run.status, fault(run, number)
     began = time.time()
-    mend = fault(run, number)
+    attack.do()
     try:
         found = _wait(run, began)
     finally:
-        mend()
+        attack.mend()
     if found is None:
         return Trial(GIVE_UP, censored=True)
-    whole(run, before["checkpoint"]["iteration"])
-    recoveries = [r for r in run.status.get("recoveries") or [] if r.get("total") is not None]
-    newest = recoveries[-1] if len(recoveries) > len(before.get("recoveries") or []) or len(recoveries) >= 10 else {}
-    return Trial(found.at - began, found.iterations_again, newest.get("seconds"))
+
+    def told(status: Document) -> bool:
+        newest = (status.get("recoveries") or [{}])[-1]
+        return newest.get("toAttempt", 0) > before["attempt"] and "total" in newest
+
+    newest = run.until(told, "the recovery is told")["recoveries"][-1]
+    return Trial(found.at - began, found.iterations_again, newest["seconds"])
 
 
-def whole(run: Run, checkpoint: int) -> None:
-    """All Pods answer, it trains, and a checkpoint newer than that iteration is verified: ready for the next fault."""
-    desired = run.document["spec"]["workers"]["replicas"]
+def whole(run: Run) -> None:
+    """All Pods answer and have nobody's end to wait for, it trains, and nothing is counted against it any more: ready
+    for the next fault."""
+    spec = run.document["spec"]
+    replicas, spares = spec["workers"]["replicas"], spec.get("elasticity", {}).get("spares", 0)
     run.until(
         lambda s: (
             s.get("state") == "Running"
-            and s["workers"]["ready"] >= s["workers"]["desired"] >= desired
-            and s["checkpoint"]["iteration"] > checkpoint
+            and s["workers"]["ready"] >= s["workers"]["desired"] >= replicas
+            and s["workers"].get("spares", 0) >= spares
+            and s.get("restartsWithoutProgress", 0) == 0
+            and run.all_pod_names() == run.pod_names()
             and run.nodes_ready()
+            and run.operators_ready()
         ),
-        "the gang is whole again and has a newer checkpoint",
+        "the gang is whole again",
         seconds=GIVE_UP,
     )
+    run.until_checkpoint(after=run.status["checkpoint"]["iteration"])
 
 
 def _wait(run: Run, fault: float) -> Resumption | None:

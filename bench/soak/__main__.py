@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from devcluster.cluster import Cluster
@@ -25,7 +26,7 @@ from .faults import Fault, draw
 from .judge import History, Verdict, judge, unaccounted
 from .losses import Losses
 
-REPLICAS = 2
+REPLICAS, GPUS = 2, 2
 SETTLE = 900.0
 """Seconds within which the run must train again once the faults have stopped."""
 
@@ -69,6 +70,8 @@ def _prepare(cluster: Cluster) -> None:
 def _manifest(name: str) -> dict[str, Any]:
     return manifest(
         name,
+        workers__replicas=REPLICAS,
+        workers__gpusPerWorker=GPUS,
         training__iterations=10**6,  # the learning rate's schedule depends on it
         checkpoint__everyIterations=20,
         elasticity={"spares": 1, "minReplicas": 1, "patience": "20s", "growBack": {"interval": "1m"}},
@@ -85,20 +88,22 @@ def _soak(cluster: Cluster, settings: Settings) -> int:
         before = run.head().entries[-1].step
         until(lambda: _seen(run, losses, history) > before + 20, "it trains on after the faults", SETTLE, run.describe)
         last = run.get()
-        left_out = unaccounted(last)
+        left_out = unaccounted(last, datetime.now(UTC))
     finally:
         losses.close()
     end = max(losses.by_iteration)
     _say(f"undisturbed, to iteration {end}")
     run.delete()
     calm = Run(cluster, _manifest("calm")).apply()
-    calm_losses = Losses(cluster, calm.name)
+    calm_losses, patience = Losses(cluster, calm.name), 60 * settings.minutes + 3600
     try:
-        until(lambda: _followed(calm, calm_losses) >= end, "the undisturbed run is there", 3600, calm.describe)
+        until(lambda: _followed(calm, calm_losses) >= end, "the undisturbed run is there", patience, calm.describe)
     finally:
         calm_losses.close()
     starts = list(losses.starts.values())
-    verdict = judge(history, starts, losses.by_iteration, calm_losses.by_iteration, pods=REPLICAS, unaccounted=left_out)
+    verdict = judge(
+        history, starts, losses.by_iteration, calm_losses.by_iteration, workers=REPLICAS * GPUS, unaccounted=left_out
+    )
     _report(history, verdict, last["status"], settings)
     return 0 if verdict.good else 1
 
@@ -118,7 +123,7 @@ def _disturb(cluster: Cluster, run: Run, losses: Losses, history: History, setti
         if now >= due and len(broken) < 2:
             due = now + rng.expovariate(1 / settings.pause)
             with contextlib.suppress(Exception):
-                if fault := draw(rng, cluster, run):
+                if fault := draw(rng, cluster, run, {b.what for _, b in broken}):
                     _say(fault.what)
                     fault.do()
                     history.faults.append(fault.what)

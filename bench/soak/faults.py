@@ -19,11 +19,15 @@ class Fault:
     seconds: float = 0.0
 
 
-def draw(rng: random.Random, cluster: Cluster, run: Run) -> Fault | None:
-    """One that can be done now; None where what was drawn can't."""
-    nodes = [n.name for n in cluster.nodes if n.running and n.plugged_in]
-    pods = [p for p in run.pods() if p["status"].get("phase") == "Running"]
-    if not pods or len(nodes) < len(cluster.nodes):
+def draw(rng: random.Random, cluster: Cluster, run: Run, broken: set[str]) -> Fault | None:
+    """One that can be done now; None where what was drawn can't.
+
+    Args:
+        broken: what is broken still, and is not broken again meanwhile.
+    """
+    well = {n.name for n in cluster.nodes if n.running and n.plugged_in}
+    pods = [p for p in run.pods() if p["status"].get("phase") == "Running" and p["spec"]["nodeName"] in well]
+    if not pods:
         return None
     pod = rng.choice(pods)
     name, node = pod["metadata"]["name"], pod["spec"]["nodeName"]
@@ -41,7 +45,9 @@ def draw(rng: random.Random, cluster: Cluster, run: Run) -> Fault | None:
         Fault("the scheduler is away", *_component(cluster, "scheduler"), away),
         Fault("the controller manager is away", *_component(cluster, "controller-manager"), away),
     )
-    return rng.choice(faults)
+    drawn = rng.choice(faults)
+    second_node = drawn.what.startswith("node ") and len(well) < len(cluster.nodes)
+    return None if drawn.what in broken or second_node else drawn
 
 
 def _delete(run: Run, pod: str, *how: str) -> None:

@@ -49,7 +49,7 @@ def judge(
     disturbed: dict[int, set[str]],
     calm: dict[int, set[str]],
     *,
-    pods: int,
+    workers: int,
     unaccounted: float = 0.0,
 ) -> Verdict:
     """
@@ -57,10 +57,10 @@ def judge(
         starts: iterations at which workers began.
         disturbed: loss by iteration, all values told.
         calm: the same of a run that nobody disturbed.
-        pods: Pods that told of a start of one attempt; that many starts at 0 are the first attempt's.
+        workers: of one attempt; so many starts at 0 are the first attempt's.
     """
     lost = sum(later < earlier for earlier, later in zip(history.verified, history.verified[1:], strict=False))
-    at_zero = max(0, sum(s == 0 for s in starts) - pods) if any(history.verified) else 0
+    at_zero = max(0, sum(s == 0 for s in starts) - workers) if any(history.verified) else 0
     exact = len(history.layouts) <= 1
     different = tuple(
         f"{i}: {', '.join(sorted(said))} instead of {', '.join(sorted(calm[i]))}"
@@ -70,12 +70,10 @@ def judge(
     return Verdict(lost, at_zero, different, len(disturbed.keys() & calm.keys()), unaccounted)
 
 
-def unaccounted(run: dict[str, Any]) -> float:
-    """Share of a run's life, up to where its account goes, that the buckets leave out or count twice."""
-    goodput = run["status"]["goodput"]
-    created, as_of = (datetime.fromisoformat(t) for t in (run["metadata"]["creationTimestamp"], goodput["asOf"]))
-    lived, accounted = (as_of - created).total_seconds(), float(sum(goodput["buckets"].values()))
-    return abs(lived - accounted) / lived
+def unaccounted(run: dict[str, Any], now: datetime) -> float:
+    """Share of a run's life up to now that the buckets leave out or count twice."""
+    lived = (now - datetime.fromisoformat(run["metadata"]["creationTimestamp"])).total_seconds()
+    return abs(lived - float(sum(run["status"]["goodput"]["buckets"].values()))) / lived
 
 
 def _equal(said: set[str], expected: set[str], *, exact: bool) -> bool:

@@ -12,7 +12,7 @@ from devcluster.cluster import Cluster
 from examples.demo import stages
 from starcoder_trainer.contract import names
 
-_DONE = re.compile(r"iteration\s+(\d+)/\d+ \| loss (\S+)")
+_DONE = re.compile(r"iteration\s+(\d+)/\d+ \| loss (\S+) \|")  # the bar: a log may break off anywhere
 _BEGINS = re.compile(r"iteration (\d+) of \d+; ")
 
 

@@ -149,17 +149,37 @@ def test_a_second_node_that_dies_during_the_recovery_is_recovered_from_as_well(t
 
 
 def test_operator_and_node_are_lost_together(trained_on: Cluster) -> None:
+    """By one power cut: the operator's leader and a member of the run are on the same node."""
     run = Run(trained_on, manifest("operator-and-node", **SPARE)).apply()
     before = run.until_checkpoint()
     run.until(lambda s: s["workers"].get("spares") == 1, "the spare stands by")
-    node = run.node_of(run.members()[1])
-    run.kill_operator()
+    while (node := run.operators_node()) not in [run.node_of(m) for m in run.members()]:
+        run.hand_over_leadership()
     trained_on.kill_node(node)
     try:
         status = resumed(run, before)
         assert status["lastFailure"]["node"] == node
+        assert run.operators_node() != node
     finally:
         trained_on.start_node(node)
+    run.delete()
+
+
+def test_without_a_spare_or_a_free_node_the_gang_waits_whole_until_the_node_is_back(trained_on: Cluster) -> None:
+    size = {"workers__replicas": 3, "training__globalBatchSize": 6}
+    run = Run(trained_on, manifest("no-room", **LONG | size)).apply()
+    before = run.until_checkpoint()
+    node = run.node_of(run.members()[1])
+    trained_on.kill_node(node)
+    try:
+        run.until_reason("Scheduled", "Unschedulable")
+        assert run.assignment()["phase"] == "hold"
+    finally:
+        trained_on.start_node(node)
+    status = resumed(run, before)
+    assert status["layout"]["data"] == 3
+    assert status["lastFailure"]["node"] == node
+    assert status["restartsWithoutProgress"] == 0
     run.delete()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from devcluster.cluster import Cluster
+from devcluster.controlplane import KubectlFailed
 from examples.demo import stages
 from starcoder_trainer.contract import names
 from tests.support.cluster import Document, Run, manifest, started_at, until
@@ -63,18 +65,40 @@ def test_a_drained_node_costs_no_iteration(trained_on: Cluster) -> None:
     run.delete()
 
 
-def test_a_drain_takes_one_member_at_a_time(trained_on: Cluster) -> None:
+def test_evictions_take_one_member_at_a_time(trained_on: Cluster) -> None:
     run = Run(trained_on, manifest("budget", **NEVER)).apply()
-    training(run)
-    budgets = run.kubectl(
-        "get", "pdb", "-l", f"{names.LABEL_RUN}={run.name}", "-o", "jsonpath={.items[*].spec.minAvailable}"
-    )
-    assert budgets.split() == ["1"]
+    before = training(run)
+    first, second = run.pod_names()
+    _evict(run, first)
+    with pytest.raises(KubectlFailed, match="disruption budget"):
+        _evict(run, second)
+    status = again(run, before)
+    assert status["restartsWithoutProgress"] == 0
+    until(lambda: _evicted(run, second), "the second may go once the first is replaced")
+    again(run, status)
     run.delete()
     until(
         lambda: not run.kubectl("get", "pdb", "-l", f"{names.LABEL_RUN}={run.name}", "-o", "name"),
-        "it goes with the run",
+        "the budget goes with the run",
     )
+
+
+def _evict(run: Run, pod: str) -> None:
+    eviction = {
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": pod, "namespace": stages.NAMESPACE},
+    }
+    path = f"/api/v1/namespaces/{stages.NAMESPACE}/pods/{pod}/eviction"
+    run.cluster.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
+
+
+def _evicted(run: Run, pod: str) -> bool:
+    try:
+        _evict(run, pod)
+    except KubectlFailed:
+        return False
+    return True
 
 
 def test_a_suspended_run_leaves_with_a_checkpoint_and_resumes_at_its_iteration(trained_on: Cluster) -> None:

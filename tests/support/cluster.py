@@ -215,10 +215,14 @@ class Run:
 
     def kill_worker(self, member: int, rank_process: int = -1, signal: str = "KILL") -> None:
         """A signal to one worker process of that member, from the node."""
+        self.worker_killer(member, rank_process, signal)()
+
+    def worker_killer(self, member: int, rank_process: int = -1, signal: str = "KILL") -> Callable[[], object]:
+        """The process is looked up now, and killed when what is returned is called."""
         pod = next(p for p in self.pods() if p["metadata"]["labels"][names.LABEL_MEMBER] == str(member))
         node = next(n for n in self.cluster.nodes if n.name == pod["spec"]["nodeName"])
         pids = worker_pids(node.ctr, pod)
-        node.run("kill", f"-{signal}", str(pids[rank_process]))
+        return lambda: node.run("kill", f"-{signal}", str(pids[rank_process]))
 
     def kill_agent(self, member: int) -> None:
         """SIGKILL to the first process of that member's agent container."""
@@ -226,6 +230,31 @@ class Run:
         node = next(n for n in self.cluster.nodes if n.name == pod["spec"]["nodeName"])
         agent = next(c for c in pod["status"]["initContainerStatuses"] if c["name"] == names.CONTAINER_AGENT)
         node.ctr("tasks", "kill", "--signal", "SIGKILL", agent["containerID"].removeprefix("containerd://"))
+
+    def operators_node(self) -> str:
+        """Where the replica of the operator that leads is."""
+        space = ("-n", stages.OPERATOR_NAMESPACE, "-o", "jsonpath={.spec.nodeName}")
+        return self.cluster.kubectl("get", "pod", self._leader(), *space).stdout
+
+    def _leader(self) -> str:
+        """Name of the operator's Pod that leads."""
+        space = ("-n", stages.OPERATOR_NAMESPACE, "-o", "jsonpath={.spec.holderIdentity}")
+        return self.cluster.kubectl("get", "lease", "starcoder-operator", *space).stdout.partition("_")[0]
+
+    def hand_over_leadership(self) -> None:
+        """To the other replica; a new one comes for the one that has led."""
+        before = self._leader()
+        self.cluster.kubectl("delete", "pod", before, "-n", stages.OPERATOR_NAMESPACE, "--wait=true", timeout=120)
+        until(lambda: self._leader() not in ("", before) and self.operators_ready(), "another replica leads")
+
+    def operators_ready(self) -> bool:
+        """All replicas are, and none is on its way out."""
+        space = ("-n", stages.OPERATOR_NAMESPACE, "-o", "json")
+        wanted = json.loads(self.cluster.kubectl("get", "deployment", "starcoder-operator", *space).stdout)["spec"]
+        labels = "app.kubernetes.io/component=operator"
+        pods = json.loads(self.cluster.kubectl("get", "pods", "-l", labels, *space).stdout)["items"]
+        ready = [c["status"] == "True" for p in pods for c in p["status"].get("conditions", ()) if c["type"] == "Ready"]
+        return len(pods) == len(ready) == wanted["replicas"] and all(ready)
 
     def kill_operator(self) -> None:
         """All replicas at once, without grace, as with a node each."""

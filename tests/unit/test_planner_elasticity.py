@@ -360,14 +360,17 @@ def test_it_grows_by_what_there_is_and_waits_the_interval_for_the_rest() -> None
     run = (
         make_run().workers(4).at_least(2, growBack={"interval": "1m"}).with_spec(training__iterations=10**6).training()
     )
+    assert run.cluster.budget == 3
     nodes = [run.pod(i).view.node for i in (2, 3)]
     for node in nodes:
         run.node_dies(node)
     run.until(lambda s: s.state == "Running" and s.workers.training == 2)
+    assert run.until_quiet(2).cluster.budget == 1, "a budget that fewer Pods can't meet lets none go"
     run.node_returns(nodes[0]).until(lambda s: s.workers.training == 3)
     began = run.cluster.world.now
     run.node_returns(nodes[1]).until(lambda s: s.workers.training == 4)
     assert run.cluster.world.now - began >= 59
+    assert run.until_quiet(2).cluster.budget == 3
 
 
 def test_growth_waits_for_pods_that_have_a_node_and_will_answer_soon() -> None:
