@@ -103,6 +103,18 @@ def test_a_worker_that_is_killed_is_reported_with_the_signal_and_where_it_was(se
     assert agent.receive() == Exited(1, 5, -9, Failure("Crash", "killed by SIGKILL", -9, 5, 7))
 
 
+def test_a_worker_that_aborts_is_reported_with_what_it_wrote_of_its_end(server: Server, agent: Agent) -> None:
+    agent.send(start(0, do="abort", said="what():  NCCL error: ncclRemoteError, remote process exited"))
+    failure = agent.until(Exited).failure
+    assert failure is not None
+    assert (failure.cause, failure.exit_code) == ("Peer", -6)
+    assert failure.message == "killed by SIGABRT: what(): NCCL error: ncclRemoteError, remote process exited"
+    agent.send(start(0, attempt=2, do="abort", said="Assertion `rows > 0' failed."))
+    failure = agent.until(Exited).failure
+    assert failure is not None
+    assert (failure.cause, failure.message) == ("Crash", "killed by SIGABRT")
+
+
 def test_a_kill_while_the_kernel_counts_one_for_memory_is_told_as_such(server: Server, agent: Agent) -> None:
     agent.send(start(0, 1, do="hang"))
     all_started(agent, 2)

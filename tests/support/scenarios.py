@@ -131,11 +131,13 @@ class Scenario:
         self.cluster.settle_cluster()
         return self
 
-    def stands_still(self, member: int, cause: str, message: str, suspicion: tuple[int, ...]) -> Self:
+    def stands_still(
+        self, member: int, cause: str, message: str, suspicion: tuple[int, ...] = (), fingerprint: str = ""
+    ) -> Self:
         """This member's agent says so; those that hang with it have not noticed yet that its workers went."""
         agent = self.pod(member).agent
         assert agent is not None
-        assert agent.crash(cause, message, suspicion=suspicion)  # type: ignore[arg-type]
+        assert agent.crash(cause, message, fingerprint, suspicion)  # type: ignore[arg-type]
         self.cluster.leases[member].report = agent.report
         return self
 

@@ -54,6 +54,9 @@ def enter(start: Start, rank: int, channel: socket.socket, listen_fd: int | None
         case "exit":
             print("last words", end="", flush=True)
             os._exit(script["code"])
+        case "abort":
+            print(script["said"], file=sys.stderr, flush=True)
+            os.abort()
         case "raise":
             failure = failure_of(RuntimeError("as planned"), rank, 7)
             channel.sendall(encode_line(Exited(start.attempt, rank, 70, failure)))

@@ -8,7 +8,14 @@ import torch
 from starcoder_trainer.contract import exits
 from starcoder_trainer.contract.codec import ContractError
 from starcoder_trainer.contract.report import Cause
-from starcoder_trainer.failures import ConfigurationError, DivergedError, FormationError, classify, failure_of
+from starcoder_trainer.failures import (
+    ConfigurationError,
+    DivergedError,
+    FormationError,
+    cause_of_abort,
+    classify,
+    failure_of,
+)
 from starcoder_trainer.storage.store import AccessDenied, Unreachable
 
 
@@ -48,6 +55,29 @@ def test_an_exception_is_told_apart_by_what_mends_it(error: Exception, cause: Ca
     assert classify(error) == failure.cause == cause
     assert failure.exit_code == code
     assert (failure.rank, failure.iteration) == (3, 17)
+
+
+WATCHDOG = (
+    "[rank3]:[E1125 22:00:00 ProcessGroupNCCL.cpp:1834] [PG ID 0 PG GUID 0 Rank 3] Process group watchdog thread "
+    "terminated with exception: NCCL error: remote process exited or there was a network error, NCCL version 2.27.5"
+)
+
+
+@pytest.mark.parametrize(
+    ("lines", "cause"),
+    [
+        ([WATCHDOG, "terminate called after throwing an instance of 'c10::DistBackendError'"], "Peer"),
+        (["[E ProcessGroupNCCL.cpp:629] [Rank 1] Watchdog caught collective operation timeout: WorkNCCL(...)"], "Peer"),
+        (["Last error: socketStartConnect: connect to 10.0.0.1<4711> failed: Connection refused"], "Peer"),
+        (["what(): CUDA error: uncorrectable ECC error encountered", "Fatal Python error: Aborted"], "DeviceError"),
+        (["Assertion `index < size' failed."], "Crash"),
+        ([], "Crash"),
+    ],
+)
+def test_an_abort_is_told_apart_by_what_the_process_wrote_last(lines: list[str], cause: Cause) -> None:
+    found, line = cause_of_abort(lines)
+    assert found == cause
+    assert line in lines or (cause, line) == ("Crash", "")
 
 
 def test_the_message_is_one_line_with_the_kind_of_error_and_not_endless() -> None:

@@ -157,6 +157,39 @@ def test_the_same_exception_twice_on_one_node_moves_its_member_to_see_whose_faul
     assert f"on {node} and then on {run.pod(1).view.node}" in run.status.message
 
 
+def test_an_exception_that_shows_on_several_nodes_at_once_moves_nobody() -> None:
+    run = make_run().workers(2).on_nodes(3).training()
+    for _ in range(2):
+        run.until(lambda s: is_at(run, 0, 15))
+        for member in (0, 1):
+            run.stands_still(member, "Crash", "DivergedError: the loss is nan", fingerprint="f")
+        run.passes()
+    assert run.status.restarts.by_cause == {"Crash": 2}
+    assert avoided(run) == set()
+
+
+def test_a_hang_is_held_against_the_node_that_keeps_the_others_waiting_alone() -> None:
+    run = make_run().workers(3).on_nodes(4).training()
+    guilty = run.pod(2).view.node
+    for _ in range(2):
+        run.training()
+        for member, what, suspicion in ((0, "waits", (4, 9)), (1, "waits", (4, 8)), (2, "is stopped", (0, 9))):
+            run.stands_still(member, "Hang", what, suspicion)
+        run.passes()
+    assert run.status.restarts.by_cause == {"Hang": 2}
+    assert {f.node for f in run.status.node_failures} == {guilty} == avoided(run)
+
+
+def test_a_spare_that_finds_no_place_brings_no_node_back_that_has_failed() -> None:
+    run = make_run().workers(2).spares(1).on_nodes(3).training()
+    bad = run.pod(1).view.node
+    device_fails(device_fails(run, 1), 1).training()
+    assert avoided(run) == {bad}
+    assert run.waits(2 * avoidance.FORGIVE_AFTER).until_quiet(5).status.state == "Running"
+    assert avoided(run) == {bad}
+    assert run.status.workers.spares == 0
+
+
 def test_where_nodes_cannot_be_read_none_is_forgiven_for_want_of_room() -> None:
     run = make_run().workers(2).on_nodes(3).training()
     status = noted((Cause.NODE_LOST, "n1"), status=noted((Cause.NODE_LOST, "n1")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 
 from starcoder_trainer.contract import exits
@@ -39,7 +39,7 @@ _EXIT_CODES: dict[Cause, int] = {
 _BROKEN_CONNECTION = re.compile(
     r"closed by peer|reset by peer|broken pipe|connection (was )?(closed|refused|reset|aborted)|"
     r"failed to recv, got 0 bytes|remote process exited|socket closed|NCCL communicator was aborted|ncclRemoteError|"
-    r"timed out waiting \d+ms for (recv|send) operation",
+    r"timed out waiting \d+ms for (recv|send) operation|caught collective operation timeout",
     re.IGNORECASE,
 )
 
@@ -80,6 +80,21 @@ def classify(error: BaseException) -> Cause:
             case _:
                 pass
     return "Crash"
+
+
+def cause_of_abort(lines: Iterable[str]) -> tuple[Cause, str]:
+    """What ended a process that aborted (SIGABRT), by what it wrote last, and the line that says so.
+
+    The watchdog of torch's NCCL process group ends its process by `std::terminate` when a peer is gone: no exception
+    reaches Python (torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp).
+    """
+    told = [" ".join(line.split())[:1000] for line in lines]
+    patterns: dict[Cause, re.Pattern[str]] = {"Peer": _BROKEN_CONNECTION, "DeviceError": _DEVICE}
+    for cause, pattern in patterns.items():
+        for line in reversed(told):
+            if pattern.search(line):
+                return cause, line
+    return "Crash", ""
 
 
 def fingerprint(error: BaseException) -> str:

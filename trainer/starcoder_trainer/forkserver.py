@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,7 @@ from starcoder_trainer.contract.worker import (
 )
 
 from .environment import set_environment
+from .failures import cause_of_abort
 from .lookout import Lookout
 from .processes import Enter, Process, fork_obstacle, kill_sessions, kill_workers, oom_kills, start_worker
 from .worker import enter
@@ -50,6 +52,8 @@ log = logging.getLogger(__name__)
 
 ENV_SOCKET = "STARCODER_WORKER_SOCKET"
 _CHUNK = 1 << 16
+_LAST_LINES = 400
+"""An abort writes the stacks of all threads after its reason."""
 
 
 @dataclass
@@ -60,6 +64,8 @@ class _Worker:
     messages: bytes = b""
     output: bytes = b""
     iteration: int | None = None
+    last_lines: deque[bytes] = field(default_factory=lambda: deque(maxlen=_LAST_LINES))
+    """Of its output: what a process that aborts says of it."""
     farewell: Exited | None = None
     """What it said of its own end."""
 
@@ -317,6 +323,7 @@ class ForkServer:
 
     def _print(self, worker: _Worker, line: bytes) -> None:
         self._lookout.printed(worker.rank, line)
+        worker.last_lines.append(line)
         sys.stderr.buffer.write(b"[rank %d] %s\n" % (worker.rank, line))
         sys.stderr.buffer.flush()
 
@@ -377,6 +384,9 @@ class ForkServer:
         if code == -signal.SIGKILL and kills > before:
             message = f"{what}: the container's memory limit was reached; raise workers.resources.limits.memory"
             return Failure("OutOfMemory", message, code, worker.rank, worker.iteration)
+        if code == -signal.SIGABRT:
+            cause, line = cause_of_abort(said.decode(errors="replace") for said in worker.last_lines)
+            return Failure(cause, f"{what}: {line}" if line else what, code, worker.rank, worker.iteration)
         return Failure("Crash", what, code, worker.rank, worker.iteration)
 
     # signals

@@ -11,6 +11,8 @@ import aiohttp
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
+from starcoder_trainer.contract.sockets import probed_socket
+
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -59,7 +61,7 @@ async def watch_session(configuration: Configuration, traces: Sequence[aiohttp.T
         context.verify_mode = ssl.CERT_NONE
     authorization = await configuration.get_api_key_with_prefix("BearerToken")
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ssl=context),
+        connector=aiohttp.TCPConnector(limit=0, ssl=context, socket_factory=probed_socket),
         headers={"Authorization": authorization} if authorization else {},
         trace_configs=list(traces),
         # a Pod with a large assignment is one line of a watch

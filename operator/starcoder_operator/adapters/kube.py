@@ -242,6 +242,9 @@ def failure(code: int, text: str, *, what: str, retry_after: float = 0.0) -> Kub
             return Unavailable(f"{what}: {message}", code=code, reason=reason)
         case 429 | 408:
             return Unavailable(f"{what}: {message}", code=code, reason=reason, retry_after=retry_after)
+        case 500 if "failed calling webhook" in message:
+            # an admission webhook that is down or answers nonsense: its owner's to mend, the API server is well
+            return Refused(message, code=code, reason=reason)
         case _ if code >= 500:
             return Unavailable(f"{what}: {message}", code=code, reason=reason, retry_after=retry_after)
         case _:

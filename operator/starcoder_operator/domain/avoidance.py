@@ -80,7 +80,7 @@ def forgiven(
     while needed := _needed(snapshot, kept):
         kept.remove(needed)
         events.append(_no_room(needed, f"the other nodes have no room for {snapshot.spec.workers.replicas} Pods"))
-    if kept and _waits_in_vain(members):
+    if kept and _waits_in_vain(members, snapshot.spec.workers.replicas):
         oldest = _oldest(kept)
         kept.remove(oldest)
         events.append(_no_room(oldest, "Pods that avoid it find no place"))
@@ -120,8 +120,11 @@ def places(snapshot: Snapshot, name: str) -> int:
     return node.extended.get(workers.gpu_resource, 0) // workers.gpus_per_worker
 
 
-def _waits_in_vain(members: tuple[MemberView, ...]) -> bool:
-    """A Pod that avoids nodes has been told for a while that there is no room for it."""
+def _waits_in_vain(members: tuple[MemberView, ...], replicas: int) -> bool:
+    """A Pod that avoids nodes has been told for a while that there is no room for it, and the run has too few: a spare
+    is not worth a node that has failed."""
+    if sum(m.pod is not None and m.loss is None and m.pod.scheduled for m in members) >= replicas:
+        return False
     waiting = [m.pod for m in members if m.pod is not None and m.loss is None and not m.pod.scheduled]
     return any(pod.avoided_nodes and pod.unschedulable_message and pod.age >= FORGIVE_AFTER for pod in waiting) and all(
         pod.age >= FORGIVE_AFTER for pod in waiting

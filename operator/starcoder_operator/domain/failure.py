@@ -131,6 +131,8 @@ CAUSES: dict[Cause, Rule] = {
 
 PRECEDENCE = {cause: i for i, cause in enumerate(CAUSES)}
 
+_MET_BY_OTHERS = frozenset({Cause.HANG, Cause.DEVICE_ERROR})
+
 _LOSSES = {
     LossKind.NODE: Cause.NODE_LOST,
     LossKind.DEVICE: Cause.DEVICE_UNHEALTHY,
@@ -201,6 +203,17 @@ def find(members: Iterable[MemberView], attempt: int, boot_ids: dict[int, str]) 
 def primary(failures: Iterable[Failure]) -> Failure | None:
     """The one that explains the others: by cause, then by suspicion; of equals the lowest member's."""
     return min(failures, key=lambda f: (PRECEDENCE[f.cause], f.suspicion, f.member), default=None)
+
+
+def origins(found: Failure, signs: Iterable[Failure]) -> tuple[Failure, ...]:
+    """Failures that are nobody's consequence: `found`, and the losses beside it.
+
+    Args:
+        found: the `primary` one.
+        signs: the others. A rank that hangs has all others wait for it, and the error of one device is met by those
+            that communicate with it: they say the same, and are not at fault.
+    """
+    return found, *(s for s in signs if s.cause is not found.cause or s.cause not in _MET_BY_OTHERS)
 
 
 def lost(member: MemberView) -> Failure | None:

@@ -246,8 +246,9 @@ def _counted(snapshot: Snapshot, status: StarCoderRunStatus, decision: Decision)
         case Ended(found, signs):
             where = user_error.nodes_of(found, signs)
             judged = user_error.judged(last, found, where)
-            status = avoidance.noted(failure.charged(status, judged, now, where), (found, *signs), ttl=ttl, now=now)
-            if user_error.is_repeated(last, judged):
+            status = failure.charged(status, judged, now, where)
+            status = avoidance.noted(status, failure.origins(found, signs), ttl=ttl, now=now)
+            if user_error.is_repeated(last, judged) and len(where) == 1:
                 why = "the same exception twice at the same iteration: elsewhere it shows whether it is the node's"
                 status = avoidance.kept_away_from(status, found.node, 2, why, ttl=ttl, now=now)
             return status, Ended(judged, signs)

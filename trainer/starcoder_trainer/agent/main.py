@@ -18,6 +18,7 @@ from typing import Any
 from kubernetes.aio import client
 from kubernetes.aio import config as kubernetes_config
 
+from starcoder_trainer.agent import connection
 from starcoder_trainer.agent.heartbeat_tcp import HeartbeatService
 from starcoder_trainer.agent.heartbeats import Heartbeats, Standing
 from starcoder_trainer.agent.kube import LeaseName, LeaseWriter, watch_assignment
@@ -203,8 +204,8 @@ async def _in_cluster() -> None:
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with client.ApiClient() as api_client:
-        await serve(settings, api_client, data.check, stop)
+    async with connection.api_client() as api:
+        await serve(settings, api, data.check, stop)
 
 
 def main() -> int:
