@@ -158,6 +158,8 @@ class Observer:
         view = replace(view, agent_changed=self._agent_changed(view))
         look = " ".join(f"{c.name} {c.ready} {c.restarts}" for c in view.containers)
         view = replace(view, containers_for=self._sightings.age(f"pod/{meta['uid']}/containers", look))
+        if view.scheduled:
+            view = replace(view, scheduled_for=self._sightings.age(f"pod/{meta['uid']}/scheduled"))
         return replace(view, deleting_for=self._sightings.age(f"pod/{meta['uid']}/deleting")) if view.deleting else view
 
     def _agent_changed(self, pod: PodView) -> float | None:

@@ -61,6 +61,7 @@ class Pod:
     view: PodView
     created: float
     image: str
+    scheduled: float = 0.0
     deleted: float = 0.0
     agent: Agent | None = None
     worker: ContainerView = field(default_factory=lambda: ContainerView(names.CONTAINER_WORKER, True, 0))
@@ -140,6 +141,7 @@ class SimulatedCluster:
                     p.view,
                     containers=self._containers(p),
                     age=now - p.created,
+                    scheduled_for=now - p.scheduled if p.view.scheduled else 0.0,
                     deleting_for=now - p.deleted if p.view.deleting else 0.0,
                 )
                 for p in self.pods.values()
@@ -398,6 +400,7 @@ class SimulatedCluster:
             if message and needed and pod is pods[0]:  # as Kubernetes 1.37 tells the Pod that it tried first
                 message = f"minCount ({needed}) cannot be satisfied: 0 scheduled, 1 remaining"
             pod.view = replace(pod.view, node=node, scheduled=bool(node), unschedulable_message=message)
+            pod.scheduled = self.world.now
         if group and chosen:
             self.groups[group] = replace(self.groups[group], scheduled=True)
 

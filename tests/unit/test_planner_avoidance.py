@@ -190,6 +190,32 @@ def test_a_spare_that_finds_no_place_brings_no_node_back_that_has_failed() -> No
     assert run.status.workers.spares == 0
 
 
+def stuck(run: Scenario, member: int) -> Scenario:
+    """Its Pod has a node and never comes up there."""
+    run.cluster.slow = {"stuck"}
+    run.cluster.pods[run.passes().pod(member).view.name].image = "stuck"
+    return run
+
+
+def test_a_pod_that_never_comes_up_on_its_node_is_tried_on_another_where_others_have_come_up() -> None:
+    run = stuck(make_run().workers(2).on_nodes(3), 1).until_quiet(5)
+    node = run.pod(1).view.node
+    run.waits(avoidance.NO_ANSWER - 10).until_quiet(2)
+    assert (avoided(run), run.pod(1).view.incarnation) == (set(), 0)
+    assert run.training().pod(1).view.node not in ("", node)
+    assert avoided(run) == {node}
+    assert ("Warning", reasons.NODE_AVOIDED) in run.told
+    assert "has not answered" in run.status.avoided_nodes[0].reason
+
+
+def test_a_pod_that_does_not_come_up_keeps_its_node_where_no_other_has_room_or_none_has_come_up() -> None:
+    run = stuck(make_run().workers(2).on_nodes(2), 1).until_quiet(5).waits(2 * avoidance.NO_ANSWER).until_quiet(5)
+    assert (avoided(run), run.pod(1).view.incarnation) == (set(), 0)
+    run = stuck(stuck(make_run().workers(2).on_nodes(4), 0), 1).until_quiet(5)
+    run.waits(2 * avoidance.NO_ANSWER).until_quiet(5)
+    assert (avoided(run), run.pods) == (set(), ["a-w0-0", "a-w1-0"])
+
+
 def test_where_nodes_cannot_be_read_none_is_forgiven_for_want_of_room() -> None:
     run = make_run().workers(2).on_nodes(3).training()
     status = noted((Cause.NODE_LOST, "n1"), status=noted((Cause.NODE_LOST, "n1")))

@@ -1,8 +1,8 @@
 """Nodes that a run keeps away from because it failed there again and again, and how they are forgiven.
 
 What is lost or has a broken device now is avoided as long as it is so (`placement`). This is about nodes that look well
-and are not: two failures that blame a node (`failure.Rule.blames_node`) within an hour are enough. The memory is the
-status: `nodeFailures` and `avoidedNodes`.
+and are not: two failures that blame a node (`failure.Rule.blames_node`) within an hour are enough, or a Pod that does
+not come up there. The memory is the status: `nodeFailures` and `avoidedNodes`.
 
 A run is never kept waiting by its own caution: where the nodes that are left have no room for its replicas, the node
 that was avoided first is used again.
@@ -19,7 +19,7 @@ from . import reasons
 from .failure import Failure
 from .members import MemberView, device_trouble, node_trouble
 from .plan import EmitEvent
-from .snapshot import Snapshot
+from .snapshot import PodView, Snapshot
 from .timestamps import after, is_before, seconds_between
 
 ENOUGH = 2
@@ -28,6 +28,9 @@ WINDOW = 3600.0
 """Seconds."""
 MOST_REMEMBERED = 64
 """Failures that the status keeps."""
+NO_ANSWER = 900.0
+"""Seconds for which a Pod may have a node and no word of its agent, where others of its kind have answered: a large
+image takes minutes, a node whose network or GPU runtime is broken takes for ever."""
 FORGIVE_AFTER = 20.0
 """Seconds for which a Pod finds no place before a node that it avoids is tried again: time for an autoscaler to begin
 and for the scheduler to have looked more than once. Where it is plain that no node is left, nothing is waited for."""
@@ -66,6 +69,34 @@ def kept_away_from(
     others = [a for a in status.avoided_nodes if a.node != node]
     entry = AvoidedNode(node=node, failures=failures, reason=reason, since=now, until=after(now, ttl))
     return status.model_copy(update={"avoided_nodes": (*others, entry)})
+
+
+def unanswered(snapshot: Snapshot, members: tuple[MemberView, ...], status: StarCoderRunStatus) -> StarCoderRunStatus:
+    """The status with the nodes avoided on which a Pod does not come up, where others have room for it."""
+    ttl, names = snapshot.spec.failure_policy.node_avoidance.ttl.seconds, avoided(status)
+    for member, pod in _silent_from_the_start(members):
+        others = sum(places(snapshot, n) for n in snapshot.nodes if n != pod.node and n not in names)
+        if pod.scheduled_for >= NO_ANSWER and pod.node not in names and others >= _replicas(snapshot):
+            why = f"Pod {pod.name} has been there for {NO_ANSWER / 60:.0f} min and its agent has not answered"
+            status = kept_away_from(status, member.node, 1, why, ttl=ttl, now=snapshot.now)
+            names = avoided(status)
+    return status
+
+
+def until_unanswered(members: tuple[MemberView, ...]) -> float | None:
+    """Seconds until the next Pod has been silent for long enough."""
+    left = (NO_ANSWER - pod.scheduled_for for _, pod in _silent_from_the_start(members))
+    return min((seconds for seconds in left if seconds > 0), default=None)
+
+
+def _silent_from_the_start(members: tuple[MemberView, ...]) -> list[tuple[MemberView, PodView]]:
+    """Pods with a node and without a word of their agent, though one of the same template has come up elsewhere."""
+    up = {(m.pod.template, m.pod.node) for m in members if m.pod is not None and m.report is not None}
+    return [
+        (m, m.pod) for m in members
+        if m.pod is not None and m.pod.scheduled and m.loss is None and m.report is None
+        and any(template == m.pod.template and node != m.pod.node for template, node in up)
+    ]  # fmt: skip
 
 
 def forgiven(

@@ -146,7 +146,7 @@ def _in_vain(snapshot: Snapshot, member: MemberView, digest: str, avoided: froze
     if pod.template and pod.template != digest and (not pod.scheduled or waiting_trouble(pod)):
         return "it waits, and the spec has changed since it was built"
     if pod.scheduled:
-        return f"node {pod.node} is avoided, the run has failed there" if pod.node in avoided else ""
+        return f"node {pod.node} is avoided (status.avoidedNodes)" if pod.node in avoided else ""
     if is_native(snapshot) and snapshot.gang_api and pod.scheduling_group:
         current = snapshot.gang.name if snapshot.gang else ""
         if pod.scheduling_group != current:

@@ -184,7 +184,7 @@ def _wanted(snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[Membe
     status, decision = _counted(snapshot, status, decision)
     if isinstance(decision, Ended) and (over := _given_up(snapshot, status, members, decision.failure)):
         return over
-    status, forgiving = avoidance.forgiven(snapshot, members, status)
+    status, forgiving = avoidance.forgiven(snapshot, members, avoidance.unanswered(snapshot, members, status))
     avoided = avoidance.avoided(status)
     placement, write = unchanged(snapshot, members), None
     match decision:
@@ -438,6 +438,8 @@ def _look_again(
         looks.append(LOOK_AT_SERVER)
     if any(p.avoided_nodes and not p.scheduled for p in snapshot.pods):
         looks.append(LOOK_AT_AVOIDED)
+    if (left := avoidance.until_unanswered(members)) is not None:
+        looks.append(left + 0.1)
     unseen = [p.age for p in snapshot.pods if p.node and p.node not in snapshot.nodes and p.age < NODE_INDEX_LAG]
     if unseen and snapshot.nodes:
         looks.append(NODE_INDEX_LAG - max(unseen) + 0.1)

@@ -103,7 +103,7 @@ def _left(snapshot: Snapshot, members: tuple[MemberView, ...]) -> float:
     since = snapshot.status.waiting_since
     waited = seconds_between(since, snapshot.now) if since else 0.0
     left = snapshot.spec.elasticity.patience.seconds - waited
-    starting = sorted(m.pod.age for m in _starting(snapshot, members) if m.pod is not None)
+    starting = sorted(m.pod.scheduled_for for m in _starting(snapshot, members) if m.pod is not None)
     lacking = _target(snapshot) - _fit(snapshot, members)
     if lacking <= len(starting):
         # Whole when the youngest of as many as are lacking answers.
@@ -116,7 +116,7 @@ def _starting(snapshot: Snapshot, members: tuple[MemberView, ...]) -> tuple[Memb
     return tuple(
         m for m in members[: pool_size(snapshot.spec)]
         if m.pod is not None and m.loss is None and m.pod.scheduled and m.report is None
-        and m.pod.age < STARTING and not waiting_trouble(m.pod)
+        and m.pod.scheduled_for < STARTING and not waiting_trouble(m.pod)
     )  # fmt: skip
 
 

@@ -55,6 +55,8 @@ class PodView:
     containers: tuple[ContainerView, ...]
     age: float
     """Seconds since this operator first saw it."""
+    scheduled_for: float = 0.0
+    """Seconds since this operator saw that it has a node; 0 where it has none."""
     containers_for: float = 0.0
     """Seconds since this operator saw a container's readiness or restarts change."""
     deleting_for: float = 0.0
