@@ -410,6 +410,25 @@ async def test_a_pod_that_is_being_deleted_is_seen_with_the_time_it_was_given_an
     assert seen.deleting_for == 12
 
 
+async def test_a_pod_is_seen_with_the_time_for_which_it_has_a_node(bench):
+    """Not that for which it waited for one."""
+    waits = made_pod()
+    waits["spec"].pop("nodeName", None)
+    waits["status"]["conditions"] = [{"type": "PodScheduled", "status": "False"}]
+    waits = bench.server.add(waits)
+    (seen,) = (await bench.look()).pods
+    assert (seen.scheduled, seen.scheduled_for) == (False, 0)
+    bench.time.seconds += 600
+    waits["spec"]["nodeName"] = "n1"
+    waits["status"]["conditions"] = [{"type": "PodScheduled", "status": "True"}]
+    bench.server.add(waits)
+    (seen,) = (await bench.look()).pods
+    assert (seen.scheduled, seen.scheduled_for, seen.age) == (True, 0, 600)
+    bench.time.seconds += 12
+    (seen,) = (await bench.look()).pods
+    assert (seen.scheduled_for, seen.age) == (12, 612)
+
+
 async def test_a_pod_that_stays_has_no_time_to_end(bench):
     bench.server.add(made_pod())
     await bench.look()
