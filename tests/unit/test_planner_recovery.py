@@ -40,6 +40,13 @@ def test_a_lost_connection_is_put_down_to_the_node_that_is_found_lost_later(memb
     assert run.training().status.restarts.total == 1
 
 
+def test_a_gang_that_does_not_form_is_put_down_to_the_member_that_is_lost_meanwhile() -> None:
+    run = make_run().workers(2).on_nodes(3).training().stands_still(0, "FormationTimeout", "connection reset").passes()
+    assert run.status.restarts.total == 0
+    run.node_dies(run.pod(1).view.node).until(lambda s: s.restarts.total == 1)
+    assert (run.status.restarts.by_cause, run.status.restarts_without_progress) == ({"NodeLost": 1}, 0)
+
+
 def test_a_lost_connection_is_put_down_to_the_lost_node_where_the_operator_died_before_it_held_the_next() -> None:
     run = make_run().workers(3).on_nodes(4).training()
     node = run.pod(1).view.node

@@ -26,7 +26,8 @@ def crashed(run: Scenario, member: int = 1) -> Scenario:
 
 def fails_to_form(run: Scenario) -> Scenario:
     run.until(lambda s: run.phase == "run" and run.pod(0).agent.running is not None)
-    return run.worker_fails(0, "FormationTimeout").passes()
+    count = run.status.restarts.total
+    return run.worker_fails(0, "FormationTimeout").until(lambda s: s.restarts.total == count + 1)
 
 
 def test_a_lost_node_is_recorded_with_who_what_when_and_how_long() -> None:

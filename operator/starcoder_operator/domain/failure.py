@@ -129,6 +129,8 @@ CAUSES: dict[Cause, Rule] = {
 }  # fmt: skip
 """How each cause is recognised, who is charged, what is done with the member it shows on."""
 
+OF_PEERS = frozenset({Cause.PEER, Cause.FORMATION_TIMEOUT})
+"""A member that is lost explains them."""
 PRECEDENCE = {cause: i for i, cause in enumerate(CAUSES)}
 
 _MET_BY_OTHERS = frozenset({Cause.HANG, Cause.DEVICE_ERROR})
@@ -167,7 +169,7 @@ class Failure:
         """Another member's failure may explain it, or the kubelet may say why a container ended; both may still be on
         their way."""
         unexplained = self.cause is Cause.CONTAINER_CRASHED and self.exit_code is None
-        return self.cause is Cause.PEER or unexplained or (self.cause is Cause.HANG and self.suspicion[:1] != (0,))
+        return self.cause in OF_PEERS or unexplained or (self.cause is Cause.HANG and self.suspicion[:1] != (0,))
 
     @property
     def rule(self) -> Rule:

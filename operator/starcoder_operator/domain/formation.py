@@ -239,7 +239,11 @@ def _explanation(snapshot: Snapshot, members: tuple[MemberView, ...]) -> Failure
     a member that took part is lost, or its node has restarted. The kubelet's word comes later than theirs."""
     status = snapshot.status
     last = status.last_failure
-    if last is None or last.cause not in (Cause.PEER, Cause.AGENT_RESTARTED) or not status.restarts_without_progress:
+    if (
+        last is None
+        or last.cause not in {*failure.OF_PEERS, Cause.AGENT_RESTARTED}
+        or not status.restarts_without_progress
+    ):
         return None
     since = seconds_between(last.at, snapshot.now) + TOLD_BEFORE
     changed = [m for m in members if m.pod and m.pod.agent_changed is not None and m.pod.agent_changed <= since]
