@@ -133,6 +133,22 @@ def test_failures_of_nodes_are_never_waited_for() -> None:
         assert reasons.BACKING_OFF not in reasons_until_training(run.node_dies(run.pod(1).view.node))
 
 
+def test_an_object_that_can_t_be_read_again_and_again_is_waited_for_and_charged_to_nobody() -> None:
+    run = make_run().workers(2).training()
+    for count in (1, 2, 3):
+        run.until(lambda s: s.state == "Running")
+        run.worker_fails(1, "Storage", "DataNotFound: s3://corpus/python/7").passes()
+        run.until(lambda s, count=count: s.restarts.total == count)
+        waits = delay(run.cluster.spec.failure_policy.backoff, run.cluster.uid, run.status)
+        assert (waits > 0) == (count > 1), f"after failure {count}"
+    run.until(lambda s: s.reason == reasons.BACKING_OFF)
+    assert "3 failures without a newer verified checkpoint (any number is allowed)" in run.status.message
+    assert run.status.restarts_without_progress == 0
+    run.until(lambda s: s.state == "Running" and (s.checkpoint is not None))
+    run.worker_fails(1, "Storage").passes()
+    assert delay(run.cluster.spec.failure_policy.backoff, run.cluster.uid, run.status) == 0, "it came further"
+
+
 def test_waits_double_up_to_the_longest_and_no_two_runs_wait_alike() -> None:
     run = crashing().passes().status
     policy = Backoff.model_validate({"initial": "10s", "max": "60s"})

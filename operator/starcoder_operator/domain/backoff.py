@@ -9,25 +9,45 @@ moment.
 from __future__ import annotations
 
 import hashlib
+import itertools
 
 from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
 from starcoder_operator.api.v1alpha1.failure_policy import Backoff
 
-from .failure import Charge, rule_of
+from .failure import Cause, Charge, rule_of
 from .timestamps import after, is_before, seconds_between
 
 MOST_DOUBLINGS = 30
+OF_READING = frozenset({Cause.STORAGE, Cause.DATA_STALL})
 
 
 def delay(policy: Backoff, uid: str, status: StarCoderRunStatus) -> float:
-    """Seconds between the last failure and the attempt after it; 0 where it was not charged or is the first one."""
-    repeats, last = status.restarts_without_progress - 1, status.last_failure
-    rule = rule_of(last.cause) if last is not None else None
-    if repeats < 1 or rule is None or rule.charge is not Charge.RUN:
+    """Seconds between the last failure and the attempt after it; 0 where it is the first one, or came of a loss."""
+    before = repeats(status)
+    if before < 1:
         return 0.0
-    doubled: int = policy.initial.seconds << min(repeats - 1, MOST_DOUBLINGS)
+    doubled: int = policy.initial.seconds << min(before - 1, MOST_DOUBLINGS)
     longest = min(policy.max.seconds, doubled)
     return longest * (1 + _draw(uid, status.restarts.total)) / 2
+
+
+def repeats(status: StarCoderRunStatus) -> int:
+    """Failures before the last one that it repeats, since the newest verified checkpoint.
+
+    What S3 does is charged to nobody. But an object that was deleted fails every attempt that comes to it, and each
+    trains the same iterations again.
+    """
+    last = status.last_failure
+    rule = rule_of(last.cause) if last is not None else None
+    if last is None or rule is None:
+        return 0
+    if rule.charge is Charge.RUN:
+        return max(0, status.restarts_without_progress - 1)
+    if last.cause not in OF_READING:
+        return 0
+    start = status.checkpoint.iteration if status.checkpoint else 0
+    same = (r.cause in OF_READING and (r.resumed_at or 0) == start for r in reversed(status.recoveries[:-1]))
+    return sum(1 for _ in itertools.takewhile(bool, same))
 
 
 def until(policy: Backoff, uid: str, status: StarCoderRunStatus, now: str) -> str | None:

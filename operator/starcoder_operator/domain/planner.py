@@ -277,12 +277,11 @@ def _backed_off(snapshot: Snapshot, status: StarCoderRunStatus, decision: Decisi
     moment = backoff.until(snapshot.spec.failure_policy.backoff, snapshot.uid, status, snapshot.now)
     if moment is None:
         return decision
-    policy = snapshot.spec.failure_policy
-    return BackOff(
-        moment,
-        f"{status.restarts_without_progress} failures without a newer verified checkpoint "
-        f"({policy.max_restarts_without_progress} are allowed): tries again at {moment}",
-    )
+    count, allowed = backoff.repeats(status) + 1, "any number is"
+    if status.restarts_without_progress == count:
+        allowed = f"{snapshot.spec.failure_policy.max_restarts_without_progress} are"
+    why = f"{count} failures without a newer verified checkpoint ({allowed} allowed): tries again at {moment}"
+    return BackOff(moment, why)
 
 
 def _patience(snapshot: Snapshot, status: StarCoderRunStatus) -> float:
