@@ -1,4 +1,4 @@
-"""`make bench-failover`: faults on the dev cluster, ours and the baseline by turns; JSON lines on stdout.
+"""`make bench-failover`: faults on the dev cluster, case by case ours and then the baseline; JSON lines on stdout.
 
 The cluster is its own (`--name`), with the node monitor's stock settings. `--cases` picks some, `--trials` says how
 many of ours, `--baseline-trials` how many of the baseline's; 0 leaves it out. Ctrl-C removes the cluster.
