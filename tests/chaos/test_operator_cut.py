@@ -36,8 +36,8 @@ from tests.support.cluster import Document, Run, manifest, until
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3000)]
 
 OWNED = (PODS, CONFIG_MAPS, LEASES, ROLES, ROLE_BINDINGS, SERVICE_ACCOUNTS, POD_GROUPS, DISRUPTION_BUDGETS)
-LIVES = 5
-"""Of a run, with a cut in each of its phases: 35 cuts."""
+LIVES = int(os.environ.get("LIVES", "5"))
+"""Of a run, with a cut in each of its seven phases."""
 DEPLOYMENT = "deployment/starcoder-operator"
 
 
@@ -101,7 +101,8 @@ class CutOperator:
         found = json.loads(
             self._cluster.kubectl("get", DEPLOYMENT, "-n", stages.OPERATOR_NAMESPACE, "-o", "json").stdout
         )
-        return {e["name"]: e["value"] for e in found["spec"]["template"]["spec"]["containers"][0]["env"]}
+        environment = found["spec"]["template"]["spec"]["containers"][0]["env"]
+        return {e["name"]: e["value"] for e in environment if "value" in e}
 
     def _kubeconfig(self, folder: Path) -> Path:
         token = self._cluster.kubectl(
@@ -221,7 +222,8 @@ class Life:
             "workers": status["workers"],
             "restarts": status["restarts"]["total"],
             "charged": status["restartsWithoutProgress"],
-            "pods": self.run.pod_names(),
+            # by member: a name that was recorded and perhaps given is not given again
+            "pods": [p["metadata"]["labels"][names.LABEL_MEMBER] for p in self.run.pods()],
             "objects": self._objects(),
         }
 
@@ -261,4 +263,4 @@ def test_wherever_the_operator_is_cut_the_run_comes_to_the_same_end(operator: Cu
             print(told)
             if operator.cuts == cuts:
                 missed.append(told)
-    assert operator.cuts >= 30, missed
+    assert operator.cuts >= 6 * LIVES, missed
