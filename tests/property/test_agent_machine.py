@@ -28,6 +28,7 @@ class AgentMachine(RuleBasedStateMachine):
         self.place = 0 if leads else 1
         self.agent = machine.Machine(m.Identity("uid-1", "mine", "demo-w0-0", 0, "n1", "10.0.0.9", "/scratch"), 0.0)
         self.now = 0.0
+        self.newest = {}  # attempt -> step that its workers saved last
         self.connected = False
         self.alive: set[int] = set()
         """Local ranks that run, in the fork server."""
@@ -129,10 +130,19 @@ class AgentMachine(RuleBasedStateMachine):
             self.alive.discard(rank)
             self.tell(m.WorkerExited, Exited(self.alive_attempt, rank, 0, None))
 
+    def comes_later(self, step):
+        """Iterations of an attempt only go up."""
+        if step <= self.newest.get(self.alive_attempt, 0):
+            return False
+        self.newest[self.alive_attempt] = step
+        return True
+
     @precondition(lambda self: not self.over and self.alive)
     @rule(step=st.sampled_from([11, 12]))
     def workers_leave(self, step):
         """They or another member's were asked to."""
+        if not self.comes_later(step):
+            return
         for rank in sorted(self.alive):
             self.tell(m.WorkerSaved, Saved(self.alive_attempt, rank, step, "/x", 0.1, 1))
         for rank in sorted(self.alive):
@@ -142,6 +152,8 @@ class AgentMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.over and self.alive)
     @rule(step=st.sampled_from([10, ITERATIONS]))
     def workers_save(self, step):
+        if not self.comes_later(step):
+            return
         for rank in sorted(self.alive):
             self.tell(m.WorkerSaved, Saved(self.alive_attempt, rank, step, "/x", 0.1, 1))
 
