@@ -30,7 +30,7 @@ test-property: setup ## Properties, by hypothesis
 	$(PY) -m pytest tests/property
 
 test-simulation: setup ## Schedules of faults against operator and agents in memory; SCHEDULES=n, 10000 by default
-	$(if $(SCHEDULES),SCHEDULES=$(SCHEDULES) )$(PY) -m pytest tests/simulation
+	$(PY) -m pytest tests/simulation
 
 soak-simulation: setup ## The same without an end in sight, from a new seed each time; SCHEDULES=n, 200000 by default
 	$(PY) -m tests.support.simulation.search --processes 2 --schedules $(or $(SCHEDULES),200000)
@@ -41,7 +41,7 @@ test-integration: setup ## Against a real API server, etcd and S3 server
 test-e2e: setup ## On the dev cluster (root, Linux)
 	$(PY) -m pytest tests/e2e
 
-test-chaos: setup ## On the dev cluster, what takes too long for each change: the operator killed at its writes
+test-chaos: setup ## On the dev cluster, what takes too long for each change: the operator killed at its writes; LIVES=n, 5 by default
 	$(PY) -m pytest tests/chaos
 
 bench-failover: setup ## Seconds from a fault to training again, beside a plain Job under torchrun; JSON lines

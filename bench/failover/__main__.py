@@ -134,7 +134,7 @@ def _ours(cluster: Cluster, case: Case, trials: int) -> Sequence[Trial]:
 
 
 def _theirs(cluster: Cluster, case: Case, trials: int) -> Sequence[Trial]:
-    """None where it does not train."""
+    """Empty where there is none, or it does not train."""
     if case.baseline is None:
         return ()
     fault, job = case.baseline, baseline.Torchrun(cluster)

@@ -149,6 +149,17 @@ def test_an_object_that_can_t_be_read_again_and_again_is_waited_for_and_charged_
     assert delay(run.cluster.spec.failure_policy.backoff, run.cluster.uid, run.status) == 0, "it came further"
 
 
+def test_a_wait_says_how_many_are_allowed_of_its_own_kind() -> None:
+    """As many failures are charged here as reads have failed."""
+    run = crashing().until(lambda s: s.restarts.total == 2)
+    for count in (3, 4):
+        run.until(lambda s: s.state == "Running")
+        run.worker_fails(1, "Storage").until(lambda s, count=count: s.restarts.total == count)
+    run.until(lambda s: s.reason == reasons.BACKING_OFF)
+    assert run.status.restarts_without_progress == 2
+    assert "2 failures without a newer verified checkpoint (any number is allowed)" in run.status.message
+
+
 def test_waits_double_up_to_the_longest_and_no_two_runs_wait_alike() -> None:
     run = crashing().passes().status
     policy = Backoff.model_validate({"initial": "10s", "max": "60s"})

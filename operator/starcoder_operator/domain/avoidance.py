@@ -74,26 +74,27 @@ def kept_away_from(
 def unanswered(snapshot: Snapshot, members: tuple[MemberView, ...], status: StarCoderRunStatus) -> StarCoderRunStatus:
     """The status with the nodes avoided on which a Pod does not come up, where others have room for it."""
     ttl, names = snapshot.spec.failure_policy.node_avoidance.ttl.seconds, avoided(status)
-    for member, pod in _silent_from_the_start(members):
-        others = sum(places(snapshot, n) for n in snapshot.nodes if n != pod.node and n not in names)
-        if pod.scheduled_for >= NO_ANSWER and pod.node not in names and others >= _replicas(snapshot):
+    for pod in _silent_from_the_start(members):
+        if pod.scheduled_for < NO_ANSWER or pod.node in names:
+            continue
+        if _room_without(snapshot, names | {pod.node}):
             why = f"Pod {pod.name} has been there for {NO_ANSWER / 60:.0f} min and its agent has not answered"
-            status = kept_away_from(status, member.node, 1, why, ttl=ttl, now=snapshot.now)
+            status = kept_away_from(status, pod.node, 1, why, ttl=ttl, now=snapshot.now)
             names = avoided(status)
     return status
 
 
 def until_unanswered(members: tuple[MemberView, ...]) -> float | None:
     """Seconds until the next Pod has been silent for long enough."""
-    left = (NO_ANSWER - pod.scheduled_for for _, pod in _silent_from_the_start(members))
+    left = (NO_ANSWER - pod.scheduled_for for pod in _silent_from_the_start(members))
     return min((seconds for seconds in left if seconds > 0), default=None)
 
 
-def _silent_from_the_start(members: tuple[MemberView, ...]) -> list[tuple[MemberView, PodView]]:
+def _silent_from_the_start(members: tuple[MemberView, ...]) -> list[PodView]:
     """Pods with a node and without a word of their agent, though one of the same template has come up elsewhere."""
     up = {(m.pod.template, m.pod.node) for m in members if m.pod is not None and m.report is not None}
     return [
-        (m, m.pod) for m in members
+        m.pod for m in members
         if m.pod is not None and m.pod.scheduled and m.loss is None and m.report is None
         and any(template == m.pod.template and node != m.pod.node for template, node in up)
     ]  # fmt: skip
@@ -111,7 +112,7 @@ def forgiven(
     while needed := _needed(snapshot, kept):
         kept.remove(needed)
         events.append(_no_room(needed, f"the other nodes have no room for {snapshot.spec.workers.replicas} Pods"))
-    if kept and _waits_in_vain(members, snapshot.spec.workers.replicas):
+    if kept and _waits_in_vain(members, _replicas(snapshot)):
         oldest = _oldest(kept)
         kept.remove(oldest)
         events.append(_no_room(oldest, "Pods that avoid it find no place"))
@@ -130,11 +131,15 @@ def _oldest(entries: list[AvoidedNode]) -> AvoidedNode:
 
 def _needed(snapshot: Snapshot, entries: list[AvoidedNode]) -> AvoidedNode | None:
     """The oldest of those without which the run has no room, as far as the nodes' GPUs tell."""
-    names = {a.node for a in entries}
     helpful = [a for a in entries if places(snapshot, a.node)]
-    if not helpful or sum(places(snapshot, n) for n in snapshot.nodes if n not in names) >= _replicas(snapshot):
+    if not helpful or _room_without(snapshot, frozenset(a.node for a in entries)):
         return None
     return _oldest(helpful)
+
+
+def _room_without(snapshot: Snapshot, names: frozenset[str]) -> bool:
+    """The other nodes have room for the run's replicas, as far as their GPUs tell."""
+    return sum(places(snapshot, n) for n in snapshot.nodes if n not in names) >= _replicas(snapshot)
 
 
 def _replicas(snapshot: Snapshot) -> int:

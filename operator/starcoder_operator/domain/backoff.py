@@ -14,7 +14,7 @@ import itertools
 from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
 from starcoder_operator.api.v1alpha1.failure_policy import Backoff
 
-from .failure import Cause, Charge, rule_of
+from .failure import Cause, was_charged
 from .timestamps import after, is_before, seconds_between
 
 MOST_DOUBLINGS = 30
@@ -38,12 +38,9 @@ def repeats(status: StarCoderRunStatus) -> int:
     trains the same iterations again.
     """
     last = status.last_failure
-    rule = rule_of(last.cause) if last is not None else None
-    if last is None or rule is None:
-        return 0
-    if rule.charge is Charge.RUN:
+    if last is not None and was_charged(last):
         return max(0, status.restarts_without_progress - 1)
-    if last.cause not in OF_READING:
+    if last is None or last.cause not in OF_READING:
         return 0
     start = status.checkpoint.iteration if status.checkpoint else 0
     same = (r.cause in OF_READING and (r.resumed_at or 0) == start for r in reversed(status.recoveries[:-1]))

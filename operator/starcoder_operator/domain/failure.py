@@ -300,6 +300,12 @@ def rule_of(cause: str) -> Rule | None:
     return CAUSES[Cause(cause)] if cause in set(Cause) else None
 
 
+def was_charged(last: LastFailure) -> bool:
+    """To the run."""
+    rule = rule_of(last.cause)
+    return rule is not None and rule.charge is Charge.RUN
+
+
 def charged(status: StarCoderRunStatus, failure: Failure, now: str, nodes: tuple[str, ...] = ()) -> StarCoderRunStatus:
     """The status with this failure counted, once. `nodes`: where the same was seen."""
     return status.model_copy(update={

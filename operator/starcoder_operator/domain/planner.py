@@ -278,7 +278,7 @@ def _backed_off(snapshot: Snapshot, status: StarCoderRunStatus, decision: Decisi
     if moment is None:
         return decision
     count, allowed = backoff.repeats(status) + 1, "any number is"
-    if status.restarts_without_progress == count:
+    if status.last_failure is not None and failure.was_charged(status.last_failure):
         allowed = f"{snapshot.spec.failure_policy.max_restarts_without_progress} are"
     why = f"{count} failures without a newer verified checkpoint ({allowed} allowed): tries again at {moment}"
     return BackOff(moment, why)
