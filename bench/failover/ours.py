@@ -45,8 +45,7 @@ def worker_crash(run: Run, trial: int) -> Attack:
 
 
 def pod_delete(run: Run, trial: int) -> Attack:
-    member = str(run.members()[trial % 2])
-    pod = next(p for p in run.pods() if p["metadata"]["labels"][names.LABEL_MEMBER] == member)
+    pod = run.pod_of(run.members()[trial % 2])
     return Attack(lambda: run.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false"))
 
 

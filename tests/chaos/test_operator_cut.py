@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from devcluster.cluster import Cluster
 from examples.demo import stages
@@ -32,6 +31,7 @@ from starcoder_operator.adapters.kinds import (
 )
 from starcoder_trainer.contract import names
 from tests.support.cluster import Document, Run, manifest, until
+from tests.support.operator_space import kubeconfig_with
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3000)]
 
@@ -108,16 +108,7 @@ class CutOperator:
         token = self._cluster.kubectl(
             "create", "token", "starcoder-operator", "-n", stages.OPERATOR_NAMESPACE, "--duration=2h"
         ).stdout.strip()
-        document = yaml.safe_load(self._cluster.kubeconfig.read_text())
-        document["users"] = [{"name": "operator", "user": {"token": token}}]
-        document["contexts"] = [
-            {"name": "it", "context": document["contexts"][0]["context"] | {"user": "operator"}}
-        ]  # fmt: skip
-        document["current-context"] = "it"
-        path = folder / "operator.conf"
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(document))
-        return path
+        return kubeconfig_with(self._cluster.kubeconfig, "operator", token, folder)
 
 
 @pytest.fixture
@@ -234,8 +225,8 @@ class Life:
         return {kind.kind: sum(i["kind"] == kind.kind for i in items) for kind in OWNED}
 
     def _delete_pod_of(self, member: int) -> None:
-        pod = next(p for p in self.run.pods() if p["metadata"]["labels"][names.LABEL_MEMBER] == str(member))
-        self.run.kubectl("delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force")
+        pod = self.run.pod_of(member)["metadata"]["name"]
+        self.run.kubectl("delete", "pod", pod, "--grace-period=0", "--force")
 
 
 def test_wherever_the_operator_is_cut_the_run_comes_to_the_same_end(operator: CutOperator, trained_on: Cluster) -> None:

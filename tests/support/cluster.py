@@ -126,6 +126,10 @@ class Run:
         """Indexes of the members that take part in the attempt, in rank order."""
         return [int(m["index"]) for m in self.assignment()["members"]]
 
+    def pod_of(self, member: int) -> Document:
+        """The one that is not being deleted."""
+        return next(p for p in self.pods() if p["metadata"]["labels"][names.LABEL_MEMBER] == str(member))
+
     def node_of(self, member: int) -> str:
         pods = [p for p in self.pods() if p["metadata"]["labels"][names.LABEL_MEMBER] == str(member)]
         return str(pods[-1]["spec"]["nodeName"])
@@ -219,14 +223,14 @@ class Run:
 
     def worker_killer(self, member: int, rank_process: int = -1, signal: str = "KILL") -> Callable[[], object]:
         """The process is looked up now, and killed when what is returned is called."""
-        pod = next(p for p in self.pods() if p["metadata"]["labels"][names.LABEL_MEMBER] == str(member))
+        pod = self.pod_of(member)
         node = next(n for n in self.cluster.nodes if n.name == pod["spec"]["nodeName"])
         pids = worker_pids(node.ctr, pod)
         return lambda: node.run("kill", f"-{signal}", str(pids[rank_process]))
 
     def kill_agent(self, member: int) -> None:
         """SIGKILL to the first process of that member's agent container."""
-        pod = next(p for p in self.pods() if p["metadata"]["labels"][names.LABEL_MEMBER] == str(member))
+        pod = self.pod_of(member)
         node = next(n for n in self.cluster.nodes if n.name == pod["spec"]["nodeName"])
         agent = next(c for c in pod["status"]["initContainerStatuses"] if c["name"] == names.CONTAINER_AGENT)
         node.ctr("tasks", "kill", "--signal", "SIGKILL", agent["containerID"].removeprefix("containerd://"))

@@ -48,6 +48,19 @@ def rule_of(permission: Permission) -> Document:
     return {"apiGroups": [kind.group], "resources": [resource], "verbs": list(permission.verbs)}
 
 
+def kubeconfig_with(admins: Path, account: str, token: str, folder: Path) -> Path:
+    """The server of the admin's kubeconfig, and that token alone."""
+    document = yaml.safe_load(admins.read_text())
+    document["users"] = [{"name": account, "user": {"token": token}}]
+    cluster = document["contexts"][0]["context"]["cluster"]
+    document["contexts"] = [{"name": "it", "context": {"cluster": cluster, "user": account}}]
+    document["current-context"] = "it"
+    path = folder / f"{account}.conf"
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(document))
+    return path
+
+
 class Space:
     """What a test sees and changes of the namespace, as the cluster's admin."""
 
@@ -96,14 +109,7 @@ class Space:
     def kubeconfig_of(self, account: str, folder: Path) -> Path:
         """A kubeconfig with that ServiceAccount's token alone."""
         token = self.core.create_namespaced_service_account_token(account, self.name, {"spec": {}}).status.token
-        document = yaml.safe_load(self._admin.read_text())
-        document["users"] = [{"name": account, "user": {"token": token}}]
-        cluster = document["contexts"][0]["context"]["cluster"]
-        document["contexts"] = [{"name": "it", "context": {"cluster": cluster, "user": account}}]
-        document["current-context"] = "it"
-        path = folder / f"{account}.conf"
-        path.write_text(json.dumps(document))
-        return path
+        return kubeconfig_with(self._admin, account, token, folder)
 
     def request(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> Document:
         headers = {"Accept": "application/json", "Content-Type": content_type}
