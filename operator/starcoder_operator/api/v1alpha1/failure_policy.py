@@ -10,8 +10,9 @@ from .base import ApiModel, Duration
 
 
 class Backoff(ApiModel):
-    """Wait before an attempt, from the second charged failure without a newer verified checkpoint on: the first is
-    answered at once. It doubles with each, and of it between half and all is waited, drawn by the run's uid."""
+    """Wait before an attempt, from the second charged failure, or failed read of data, without a newer verified
+    checkpoint on: the first is answered at once. It doubles with each, and of it between half and all is waited,
+    drawn by the run's uid."""
 
     initial: Duration = Duration("10s")
     """The first wait. 0s: never wait."""
@@ -20,7 +21,8 @@ class Backoff(ApiModel):
 
 
 class NodeAvoidance(ApiModel):
-    """Nodes on which this run failed twice within an hour are not used by its Pods for a while."""
+    """Nodes on which this run failed twice within an hour, or on which a Pod of it did not come up for 15 minutes
+    though others did elsewhere, are not used by its Pods for a while."""
 
     ttl: Duration = Duration("6h")
     """How long such a node is avoided. 0s: none ever is."""
