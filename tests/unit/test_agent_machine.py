@@ -280,6 +280,16 @@ def test_a_step_that_gave_way_to_a_newer_one_holds_nothing_up():
     assert agent.said.state == "done"
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_nobody_is_done_with_an_attempt_that_a_later_one_replaced_while_its_checkpoint_was_uploaded(place):
+    """Its leader commits nothing any more, so that a checkpoint is in S3 and not in HEAD."""
+    agent = finished(Agent(place), 3).tell(m.WorkersLost, Failure("Crash", "gone")).assigned(4, "hold")
+    agent.tell(m.ShardUploaded, 3, 20)
+    assert (agent.said.attempt, agent.said.state) == (3, "training")
+    agent.ready()
+    assert (agent.said.attempt, agent.said.state) == (4, "idle")
+
+
 def test_a_run_that_resumes_at_its_last_checkpoint_is_done_without_saving_again():
     agent = Agent(0).ready().assigned(3, "hold").tell(m.Prepared, 3, OFFER, verified(20)).assigned(3, "run")
     agent.exited(3, 0).exited(3, 1)

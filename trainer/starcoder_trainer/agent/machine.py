@@ -352,6 +352,8 @@ class Machine:
             return
         if any(a == self._attempt for a, _ in self._pending) or self._fenced_by is not None:
             return
+        if self._assignment is None or self._assignment.attempt != self._attempt:
+            return  # a later attempt is to be entered; who led this one does not commit for it any more
         if self._leads(self._attempt):
             step = self._verified.checkpoint.step if self._verified else 0
             expected = self._iterations if self._left_at is None else self._left_at
