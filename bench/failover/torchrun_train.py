@@ -24,6 +24,7 @@ def main() -> None:
 
     from starcoder_trainer.agent.ledger import Claimed, Ledger, reference
     from starcoder_trainer.assemble import assemble
+    from starcoder_trainer.checkpoint.index import read_index
     from starcoder_trainer.checkpoint.load import load
     from starcoder_trainer.contract import names
     from starcoder_trainer.contract.assignment import CheckpointRef, Layout
@@ -60,7 +61,9 @@ def main() -> None:
     assert checkpoint is None or isinstance(checkpoint, CheckpointRef)
 
     model, optimizer = assemble(config, fresh=checkpoint is None)
-    position = load(config, model, optimizer, store, checkpoint) if checkpoint else None
+    position = (
+        load(config, model, optimizer, store, checkpoint, index=read_index(store, checkpoint)) if checkpoint else None
+    )
     training = Training(
         config,
         model,

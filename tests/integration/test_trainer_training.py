@@ -14,7 +14,7 @@ from starcoder_trainer.contract import exits
 from starcoder_trainer.contract.assignment import CheckpointRef, Layout
 from starcoder_trainer.contract.config import TrainingConfig
 from starcoder_trainer.contract.worker import Exited, Message, Ready, Saved, Start, Started, Step, Stop, Stopped
-from tests.support.forkserver import Agent, broken_at, connect, fork_server
+from tests.support.forkserver import IMPORTED, Agent, broken_at, connect, fork_server
 from tests.support.trainer import commit, listen, make_config, store_uri
 
 pytestmark = pytest.mark.slow
@@ -234,6 +234,20 @@ def test_an_address_that_the_pod_does_not_have_is_named(server: Server, tmp_path
     failure = server.agent.until(Exited).failure
     assert failure.cause == "FormationTimeout"
     assert "no network interface has 203.0.113.9, found 127.0.0.1" in failure.message
+
+
+def test_what_a_worker_imports_is_there_before_it_is_forked(server: Server, tmp_path: Path) -> None:
+    """Each restart would import it anew. Also what only a worker needs that resumes."""
+    first = config(tmp_path, iterations=3)
+    server.start(first, tmp_path)
+    server.until_all_exited(LAYOUT.world_size)
+    newest = commit(tmp_path, 1, 3, LAYOUT.world_size)
+    server.start(config(tmp_path), tmp_path, attempt=2, checkpoint=newest)
+    server.until_all_exited(LAYOUT.world_size)
+    told = [line.partition(IMPORTED)[2].strip() for line in server.log.read_text().splitlines() if IMPORTED in line]
+    assert len(told) >= 2 * LAYOUT.world_size
+    assert set(told[-LAYOUT.world_size :]) == {"[]"}
+    assert set(told[-2 * LAYOUT.world_size : -LAYOUT.world_size]) == {"[]"}
 
 
 def test_a_layout_that_the_model_does_not_divide_by_is_the_users_to_mend(server: Server, tmp_path: Path) -> None:

@@ -127,6 +127,8 @@ def stalled_at(config: TrainingConfig, sample: int, endpoint: str) -> TrainingCo
 
 
 STALL = "stall"
+IMPORTED = "imported after the fork:"
+"""What the server writes to its log as a worker ends well or not."""
 ERRORS = {"configuration": ConfigurationError("sample is bad"), "arithmetic": ZeroDivisionError("division by zero")}
 
 
@@ -141,7 +143,10 @@ def _samples(config: TrainingConfig, _open: object, cache: Path) -> Walks | _Bro
 
 
 def _enter(start: Start, rank: int, channel: socket.socket, listen_fd: int | None) -> int:
-    return enter(start, rank, channel, listen_fd, _samples)
+    had = set(sys.modules)
+    code = enter(start, rank, channel, listen_fd, _samples)
+    print(f"{IMPORTED} {sorted(sys.modules.keys() - had)}")
+    return code
 
 
 if __name__ == "__main__":

@@ -298,11 +298,12 @@ def resume(
 ) -> list[float]:
     """Work for `run_ranks`: load, train to the end, save when the configuration says, return the losses."""
     from starcoder_trainer.assemble import assemble
+    from starcoder_trainer.checkpoint.index import read_index
     from starcoder_trainer.checkpoint.load import load
 
     model, optimizer = assemble(config, fresh=False)
     store = open_store(store_uri(scratch), config.storage, None, allow_file=True)
-    position = load(config, model, optimizer, store, checkpoint)
+    position = load(config, model, optimizer, store, checkpoint, index=read_index(store, checkpoint))
     return _train_and_save(config, layout, scratch, attempt, model, optimizer, position.iteration)
 
 

@@ -18,7 +18,23 @@ import megatron.core.pipeline_parallel  # noqa: E402
 import psutil  # noqa: E402
 import torch.distributed  # noqa: E402
 
-from starcoder_trainer import assemble, loop, process_group  # noqa: E402
+from starcoder_trainer import assemble, loop, metrics, process_group  # noqa: E402
+from starcoder_trainer.checkpoint import live, load, save  # noqa: E402
 from starcoder_trainer.data import dataset  # noqa: E402
+from starcoder_trainer.storage import s3_client  # noqa: E402
 
-__all__ = ["assemble", "dataset", "loop", "megatron", "process_group", "psutil", "torch"]
+s3_client.prepare()
+
+__all__ = [
+    "assemble",
+    "dataset",
+    "live",
+    "load",
+    "loop",
+    "megatron",
+    "metrics",
+    "process_group",
+    "psutil",
+    "save",
+    "torch",
+]

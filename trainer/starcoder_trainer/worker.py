@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -11,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,6 +112,7 @@ class Worker:
 
         from . import preload
         from .assemble import assemble, attention_backend
+        from .checkpoint.index import read_index
         from .checkpoint.load import load
         from .loop import Training, train
         from .model import cpu
@@ -121,21 +124,26 @@ class Worker:
         cpu.prepare()
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         timings = _Timings()
+        checkpoint = self.start.checkpoint
+        # What is asked of the store comes while the gang forms and the model is built.
+        stores, reading = self._stores(config), ThreadPoolExecutor(2, "reading")
+        opened = reading.submit(self._open_samples, config, stores, Path(self.start.scratch) / "data")
+        store = stores(config.checkpoint.uri)
+        index = reading.submit(read_index, store, checkpoint) if checkpoint is not None else None
         form(self._meeting(config), float(os.environ.get(ENV_FORMATION_SECONDS, FORMATION_SECONDS)))
         timings.lap("formed")
         formed = time.monotonic()
-        pace.formed(self.start.checkpoint.step if self.start.checkpoint else 0)
+        pace.formed(checkpoint.step if checkpoint else 0)
         pace.enter("build")
-        checkpoint = self.start.checkpoint
         model, optimizer = assemble(config, fresh=checkpoint is None)
         timings.lap("built")
         position = None
-        if checkpoint is not None:
+        if checkpoint is not None and index is not None:
             pace.enter("load")
-            position = load(config, model, optimizer, self._open(config)(config.checkpoint.uri), checkpoint)
+            position = load(config, model, optimizer, store, checkpoint, index=index.result())
             timings.lap("loaded")
         pace.enter("open")
-        samples = self._open_samples(config, self._open(config), Path(self.start.scratch) / "data")
+        samples = opened.result()
         timings.lap("data opened")
         training = Training(config, model, optimizer, samples, position.iteration if position else 0)
         self.iteration = training.iteration
@@ -181,10 +189,12 @@ class Worker:
             listen_fd=self._listen_fd,
         )
 
-    def _open(self, config: TrainingConfig) -> OpenStore:
+    @staticmethod
+    def _stores(config: TrainingConfig) -> OpenStore:
+        """Each store is opened once, so that its connections serve all who ask it."""
         credentials = Path(os.environ.get(ENV_CREDENTIALS_DIR, names.CREDENTIALS_DIR))
         allow_file = os.environ.get(ENV_ALLOW_FILE) == "1"
-        return lambda uri: open_store(uri, config.storage, credentials, allow_file)
+        return functools.cache(lambda uri: open_store(uri, config.storage, credentials, allow_file))
 
     def _save(self, training: Training) -> None:
         from .checkpoint.common import Position, describe

@@ -16,7 +16,7 @@ from starcoder_trainer.optimizer import Optimizer
 from starcoder_trainer.storage.store import ObjectStore
 
 from .common import Position, position_of
-from .index import Index, read_index
+from .index import Index
 from .live import LivePiece, live_pieces
 from .names import TensorName
 from .placement import place, window
@@ -38,18 +38,25 @@ class _Step:
 
 
 def load(
-    config: TrainingConfig, model: Any, optimizer: Optimizer, store: ObjectStore, checkpoint: CheckpointRef
+    config: TrainingConfig,
+    model: Any,
+    optimizer: Optimizer,
+    store: ObjectStore,
+    checkpoint: CheckpointRef,
+    *,
+    index: Index,
 ) -> Position:
     """Fill the optimizer's state and the model's weights. Every rank calls it; the weights are gathered at the end.
 
-    Checksums of the files were compared when the checkpoint was committed; ranged reads can't repeat that. The
-    manifests' digests are checked here.
+    Checksums of the files were compared when the checkpoint was committed; ranged reads can't repeat that.
+
+    Args:
+        index: of `checkpoint`, by `read_index`, which has checked the manifests' digests.
 
     Raises:
         StorageError: something can't be read.
         ConfigurationError: the checkpoint is of another model, or lacks elements; the message names the tensor.
     """
-    index = read_index(store, checkpoint)
     position = position_of(index.common, config)
     prefix = checkpoint_prefix(checkpoint.attempt, checkpoint.step)
     fill(live_pieces(model, optimizer), index, lambda file, start, n: store.get_range(f"{prefix}/{file}", start, n))

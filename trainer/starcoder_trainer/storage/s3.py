@@ -14,17 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import boto3
-from botocore.config import Config
-
 from starcoder_trainer.contract.config import StorageConfig
 
 from .credentials import fingerprint, read_keys
+from .s3_client import connect
 from .s3_errors import RAISED, translate
 from .store import Found, NotFound, PreconditionFailed, Stat, StorageError, Uploaded
 
-CONNECT_SECONDS = 3.0
-READ_SECONDS = 30.0
 PART_BYTES = 16 << 20
 PARTS_AT_ONCE = 8
 """In flight of one file. One connection is capped by the service, so parallel parts are the only lever."""
@@ -216,29 +212,9 @@ class S3Store:
             return self._clients
 
     def _connect(self, found: tuple[tuple[int, int, int], ...]) -> _Clients:
-        keys = read_keys(self._credentials_dir)
-        session = boto3.session.Session(
-            aws_access_key_id=keys.access_key if keys else None,
-            aws_secret_access_key=keys.secret_key if keys else None,
-            aws_session_token=keys.session_token if keys else None,
-            region_name=self._storage.region,
-        )
-
-        def client(attempts: int) -> Any:
-            return session.client(
-                "s3",
-                endpoint_url=self._storage.endpoint or None,
-                verify=self._ca_bundle(),
-                config=Config(
-                    connect_timeout=CONNECT_SECONDS,
-                    read_timeout=READ_SECONDS,
-                    retries={"mode": "standard", "total_max_attempts": attempts},
-                    max_pool_connections=4 * PARTS_AT_ONCE,
-                    s3={"addressing_style": "path" if self._storage.path_style else "auto"},
-                ),
-            )
-
-        return _Clients(found, client(self._attempts), client(1))
+        keys, ca_file = read_keys(self._credentials_dir), self._ca_bundle()
+        normal, once = (connect(self._storage, keys, ca_file, attempts) for attempts in (self._attempts, 1))
+        return _Clients(found, normal, once)
 
     def _ca_bundle(self) -> str | None:
         if not self._storage.ca_bundle:
