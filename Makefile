@@ -21,7 +21,7 @@ demo-down: setup ## Remove what `make demo` made (caches stay)
 	@$(PY) -m examples.demo --down
 
 test: setup lint ## Everything: lint, unit, property, simulation, integration, e2e
-	$(PY) -m pytest tests/unit tests/property tests/simulation tests/integration tests/e2e
+	$(PY) -m pytest --durations=25 tests/unit tests/property tests/simulation tests/integration tests/e2e
 
 test-unit: setup ## Under a minute: no cluster, no server
 	$(PY) -m pytest tests/unit -m "not slow"
