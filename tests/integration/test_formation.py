@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from starcoder_trainer.process_group import TRIES
+from starcoder_trainer.process_group import TRIES, spans
 from tests.support.formation import Ranks
 from tests.support.trainer import listen
 
@@ -32,6 +32,18 @@ def test_a_rank_that_never_can_join_is_named_when_the_tries_are_used_up() -> Non
         rank, outcome = ranks.until("end")
     assert str(outcome).startswith(f"FormationError: rank {rank} of 2 did not join at 127.0.0.1:")
     assert "connection reset by peer" in str(outcome)
+
+
+def test_ranks_that_never_come_are_named() -> None:
+    with listen() as listener, contextlib.closing(Ranks(6, listener, absent=(1, 3, 4, 5), seconds=15.0)) as ranks:
+        said = dict(ranks.until("end") for _ in range(2))
+    assert "2 of 6 ranks came, not 1, 3-5; look at" in str(said[0])
+    assert str(said[2]).startswith("FormationError: rank 2 of 6 did not join")
+
+
+def test_many_ranks_are_told_in_few_words() -> None:
+    assert spans([3, 8, 9, 10, 15]) == "3, 8-10, 15"
+    assert spans(list(range(0, 40, 2))) == "0, 2, 4, 6, 8, 10, 12, 14, 16, 18, …"
 
 
 def test_a_port_that_is_taken_is_waited_for() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -19,12 +20,15 @@ from starcoder_trainer.contract.ledger import HEAD_KEY, Entry, Head, Manifest, c
 NAMESPACE = stages.NAMESPACE
 PATIENCE = 240.0
 """Seconds; a condition that is not met by then never will be."""
+SHARE = float(os.environ.get("PATIENCE", "1"))
+"""Of all such times; less where a test is to fail (tests/mutation)."""
 
 Document = dict[str, Any]
 
 
 def until[T](found: Callable[[], T], what: str, seconds: float = PATIENCE, dump: Callable[[], str] | None = None) -> T:
     """The first truthy answer. Fails with `what` and what `dump` says."""
+    seconds *= SHARE
     end = time.monotonic() + seconds
     while not (answer := found()):
         if time.monotonic() > end:

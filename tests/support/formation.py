@@ -6,6 +6,7 @@ import logging
 import multiprocessing.queues
 import signal
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 from starcoder_trainer.contract.assignment import Layout
@@ -16,10 +17,19 @@ SECONDS = 30.0
 
 
 class Ranks:
-    """`failures` tries of rank `faulty` break. What each rank says: ("log", rank, line) and ("end", rank, outcome)."""
+    """`failures` tries of rank `faulty` break, `absent` ones never come. What each rank says: ("log", rank, line) and
+    ("end", rank, outcome)."""
 
     def __init__(
-        self, ranks: int, listener: socket.socket, *, faulty: int = -1, failures: int = 0, hand_over: bool = True
+        self,
+        ranks: int,
+        listener: socket.socket,
+        *,
+        faulty: int = -1,
+        failures: int = 0,
+        hand_over: bool = True,
+        absent: Sequence[int] = (),
+        seconds: float = SECONDS,
     ) -> None:
         set_environment()
         _context.set_forkserver_preload(["starcoder_trainer.preload"])
@@ -35,10 +45,12 @@ class Ranks:
                     port,
                     listener if rank == 0 and hand_over else None,
                     failures if rank == faulty else 0,
+                    seconds,
                 ),
                 daemon=True,
             )
             for rank in range(ranks)
+            if rank not in absent
         ]
         for process in self._processes:
             process.start()
@@ -65,7 +77,9 @@ class _Told(logging.Handler):
         self._said.put(("log", self._rank, record.getMessage()))
 
 
-def _form(said: Any, rank: int, ranks: int, port: int, listener: socket.socket | None, failures: int) -> None:
+def _form(
+    said: Any, rank: int, ranks: int, port: int, listener: socket.socket | None, failures: int, seconds: float
+) -> None:
     import torch
     import torch.distributed as dist
 
@@ -89,7 +103,7 @@ def _form(said: Any, rank: int, ranks: int, port: int, listener: socket.socket |
         listener.detach() if listener is not None else None,
     )  # fmt: skip
     try:
-        process_group.form(meeting, SECONDS)
+        process_group.form(meeting, seconds)
         one = torch.ones(1)
         dist.all_reduce(one)
         said.put(("end", rank, one.item()))

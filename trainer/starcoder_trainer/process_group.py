@@ -25,6 +25,8 @@ TRIES = 3
 PORT_SECONDS = 1.0
 """Between two tries to bind a port that is taken."""
 FORMED = "formed"
+MOST_SPANS = 10
+"""Of ranks, in a message."""
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=15)
 """Last resort only: broken connections are noticed at once, hung peers by the operator."""
 
@@ -120,12 +122,13 @@ def _try(meeting: Meeting, store: TCPStore, number: int, deadline: float, backen
     try, and has succeeded only where it did for all: a rank that failed says so, and everybody begins the next one."""
     world_size = meeting.layout.world_size
     words = PrefixStore(f"{meeting.key_prefix}/{number}", store)
+    words.set(_came(meeting.rank), "")
     if words.add("came", 1) == world_size:
         words.set("all came", "")
     try:
         words.wait(["all came"], _left(deadline))
     except RuntimeError as e:
-        raise RuntimeError(f"{words.add('came', 0)} of {world_size} ranks came") from e
+        raise RuntimeError(_who_came(meeting, words)) from e
     until = time.monotonic() + (deadline - time.monotonic()) / (TRIES - number)
     try:
         dist.init_process_group(
@@ -150,6 +153,33 @@ def _try(meeting: Meeting, store: TCPStore, number: int, deadline: float, backen
     if meeting.rank == 0:
         with contextlib.suppress(RuntimeError):  # the store is rank 0's: it must not go before all know
             words.wait(["all know"], _left(until))
+
+
+def _came(rank: int) -> str:
+    return f"came/{rank}"
+
+
+def _who_came(meeting: Meeting, words: PrefixStore) -> str:
+    """How many ranks, and from rank 0, whose process the store is in, who did not: others would ask it over the network
+    for each rank."""
+    world_size = meeting.layout.world_size
+    told = f"{words.add('came', 0)} of {world_size} ranks came"
+    if meeting.rank != 0:
+        return told
+    absent = spans([rank for rank in range(world_size) if not words.check([_came(rank)])])
+    return f"{told}, not {absent}; look at their Pods' worker logs and at the network between them" if absent else told
+
+
+def spans(numbers: list[int]) -> str:
+    """Of ascending numbers: `3, 8-15`. The first ten."""
+    found: list[list[int]] = []
+    for n in numbers:
+        if found and found[-1][1] == n - 1:
+            found[-1][1] = n
+        else:
+            found.append([n, n])
+    told = [str(first) if first == last else f"{first}-{last}" for first, last in found[:MOST_SPANS]]
+    return ", ".join(told) + (", …" if len(found) > MOST_SPANS else "")
 
 
 def _undo() -> None:
