@@ -143,6 +143,21 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_why(s
     assert "missing" in why
 
 
+def test_a_shard_s_manifest_of_another_content_and_the_same_size_is_found_before_workers_meet_it(store):
+    mine = claimed(store)
+    for step in (10, 20):
+        save_shard(store, 1, step)
+        mine.commit(1, step)
+    (shard,) = store.list(f"{checkpoint_prefix(1, 20)}/shard-")
+    store.put(shard.key, b" " * shard.size)
+    again = ledger(store, "b")
+    again.claim(2, "Own")
+    chosen = again.choose(head(store))
+    assert chosen.entry is not None
+    assert chosen.entry.step == 10
+    assert "found SHA-256" in chosen.rejected[0]
+
+
 def test_history_after_a_fallback_replaces_what_was_rejected(store):
     mine = claimed(store)
     for step in (10, 20):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from starcoder_trainer.checkpoint.cover import BadPieces, check_pieces
@@ -115,15 +115,15 @@ def verify_contents(store: ObjectStore, manifest: Manifest) -> None:
         if found != expected:
             raise Corrupt(f"{store.uri}/{key}: found SHA-256 {found}, expected {expected}")
 
-    with ThreadPoolExecutor(AT_ONCE, "verify") as pool:
-        for _ in pool.map(check, manifest.files):
-            pass
+    _all(check, manifest.files)
 
 
 def verify_entry(store: ObjectStore, entry: Entry) -> Manifest:
-    """Manifest of a checkpoint that HEAD lists, with its digest checked and every object present in its size.
+    """Manifest of a checkpoint that HEAD lists, with its digest and those of the shards' manifests checked and every
+    object present in its size.
 
-    Contents were verified before HEAD listed it; here is found what was deleted, cut or replaced since.
+    Contents were verified before HEAD listed it; here is found what was deleted, cut or replaced since. Workers meet
+    what is wrong with a manifest too late for another checkpoint to be chosen.
 
     Raises:
         Corrupt: the first object that differs.
@@ -143,7 +143,22 @@ def verify_entry(store: ObjectStore, entry: Entry) -> Manifest:
         if sizes.get(key) != size:
             found = "missing" if key not in sizes else f"found {sizes[key]} bytes"
             raise Corrupt(f"{store.uri}/{key}: {found}, expected {size} bytes")
+
+    def check(shard: ShardRef) -> None:
+        key = f"{folder}/{shard.name}"
+        found = hashlib.sha256(store.get(key).data).hexdigest()
+        if found != shard.sha256:
+            raise Corrupt(f"{store.uri}/{key}: found SHA-256 {found}, expected {shard.sha256}")
+
+    _all(check, manifest.shards)
     return manifest
+
+
+def _all[T](check: Callable[[T], None], things: Iterable[T]) -> None:
+    """Several at once; raises what the first check in order raises."""
+    with ThreadPoolExecutor(AT_ONCE, "verify") as pool:
+        for _ in pool.map(check, things):
+            pass
 
 
 def _sha256(store: ObjectStore, key: str, size: int) -> str:
