@@ -197,6 +197,20 @@ async def test_missing_data_is_told_and_mended_without_using_up_an_attempt(gang)
     assert gang.pods[0].said.problem is None
 
 
+@pytest.mark.parametrize(("cause", "again"), [("Storage", True), ("Crash", False)])
+async def test_after_a_failed_read_the_leader_looks_at_the_data_again(gang, cause, again):
+    gang.plans(fail={"attempt": 1, "iteration": 1, "cause": cause})
+    await gang.form(1)
+    await gang.until(lambda: gang.pods[0].said.state == "failed")
+    gang.data_error = DataNotFound("s3://corpus/code: found prepared.json but not all it describes")
+    gang.plans()
+    gang.assign(2, "hold")
+    await gang.until(lambda: gang.pods[0].said.attempt == 2 and (gang.pods[0].said.problem or gang.pods[0].said.offer))
+    assert (gang.pods[0].said.problem is not None) == again
+    if again:
+        assert gang.pods[0].said.problem.reason == "DataNotFound"
+
+
 async def test_a_foreign_head_is_told_and_adopted_when_asked(gang):
     foreign = Head("uid-0", "older", 6, "nonce", "someone")
     gang.store.put(HEAD_KEY, foreign.to_json().encode())

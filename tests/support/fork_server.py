@@ -3,9 +3,9 @@
     python -m tests.support.fork_server SOCKET PLAN
 
 PLAN is a JSON file, read at each Start: {"iterations": 4, "every": 2, "fail": {"attempt": 1, "iteration": 3}}. A
-worker of the failing attempt ends there with exit code 70, where "when" names a file as soon as that exists; "hang"
-is an iteration that never ends, "wait" one that waits for a file. Its workers are threads; what it writes (rank files
-and manifests) is real. Beside PLAN it leaves `saved-<step>`.
+worker of the failing attempt ends there with exit code 70 and "cause" (Crash), where "when" names a file as soon as
+that exists; "hang" is an iteration that never ends, "wait" one that waits for a file. Its workers are threads; what it
+writes (rank files and manifests) is real. Beside PLAN it leaves `saved-<step>`.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ class Server:
             if (fail.get("attempt"), fail.get("iteration")) == (attempt, iteration):
                 while fail.get("when") and not Path(fail["when"]).exists() and not stop.wait(0.02):
                     pass
-                self.say(Exited(attempt, rank, 70, Failure("Crash", "as planned", 70, rank, iteration)))
+                cause = fail.get("cause", "Crash")
+                self.say(Exited(attempt, rank, 70, Failure(cause, "as planned", 70, rank, iteration)))
                 return
             wait = plan.get("wait", {})
             while wait.get("iteration") == iteration and not Path(wait["for"]).exists() and not stop.wait(0.02):

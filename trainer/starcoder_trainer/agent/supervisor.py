@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
 RETRY_SECONDS = 3.0
 """Between two tries of a preparation that something outside hinders."""
+UNREAD = ("Storage", "DataStall")
+"""Failures after which the leader looks at the data again: it may have been deleted, and saying so costs no attempt."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Supervisor:
         """(attempt, socket that was offered for it)"""
         self._preparing: asyncio.Task[None] | None = None
         self._checked: TrainingConfig | None = None
+        """Whose data was found whole."""
         self._world_size = 1
         self._uploader = Uploader(around.member, self._checkpoints, self.post, self._on_uploaded, clock)
         self._committer = Committer(self._ledger, lambda: self._checkpoints().uri, self.post, clock)
@@ -274,6 +277,8 @@ class Supervisor:
         report = self._machine.report
         if report != self._reported:
             self._reported = report
+            if report.failure is not None and report.failure.cause in UNREAD:
+                self._checked = None
             self._around.metrics.reported(report)
             self._around.report(report)
 
