@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from starcoder_operator.domain.hearing import USUAL, Limits
+from starcoder_operator.domain.looks import LOOK_AT_SUSPECT
 from starcoder_operator.domain.members import LossKind, members_of
-from starcoder_operator.domain.planner import LOOK_AT_SUSPECT, plan
+from starcoder_operator.domain.planner import plan
 from starcoder_operator.domain.snapshot import Snapshot
 from starcoder_trainer.contract.heartbeat import Rhythm
 from tests.support.scenarios import Scenario, make_run

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
 from starcoder_operator.domain import reasons
 from starcoder_operator.domain.conditions import Claim, merged
-from starcoder_operator.domain.planner import WATCH_PROGRESS
+from starcoder_operator.domain.looks import WATCH_PROGRESS
 from starcoder_operator.domain.timestamps import seconds_between
 from starcoder_trainer.agent import messages as m
 from starcoder_trainer.contract.report import Problem

@@ -37,7 +37,8 @@ from .formation import (
 )
 from .hearing import USUAL, Limits
 from .leaving import Leaving, leaving, time_left, told_to_leave
-from .members import NODE_INDEX_LAG, MemberView, members_of
+from .looks import LOOK_AT_LEAVING, look_again
+from .members import MemberView, members_of
 from .placement import Placement, place, unchanged
 from .plan import (
     Action,
@@ -50,7 +51,7 @@ from .plan import (
     WriteAssignment,
 )
 from .seats import taking_part
-from .snapshot import PodView, Snapshot, own_assignment
+from .snapshot import PodView, Snapshot, is_held, own_assignment
 from .timestamps import seconds_between
 from .training_config import training_config
 from .validation import name_problems, problems
@@ -62,19 +63,6 @@ AWAIT_LAST_CAUSE = 60.0
 """The same where counting it would make the run fail: longer than a dead node takes to be NotReady (50 s)."""
 LINGER = 60.0
 """Seconds that Pods get to end by themselves, and so to keep their logs, once the run is over."""
-WATCH_PROGRESS, WATCH_PROGRESS_LARGE, LARGE = 5.0, 12.0, 64
-"""Seconds between looks at a gang that trains; from LARGE members on the longer ones."""
-LOOK_AT_SERVER = 30.0
-"""Seconds between looks at what nobody watches: whether the server has PodGroups now."""
-LOOK_AT_SILENT = 5.0
-LOOK_AT_UNKNOWN = 1.0
-"""Seconds between looks at an agent whose node's kubelet is silent."""
-LOOK_AT_SUSPECT = 1.0
-"""Longest time between looks at a suspect that renews its Lease, or at a suspicion that may be an old one."""
-LOOK_AT_LEAVING = 5.0
-"""Seconds between looks at a gang that leaves: whether its time is up."""
-LOOK_AT_AVOIDED = 15.0
-"""Seconds between looks at nodes that a waiting Pod avoids."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +189,7 @@ def _wanted(snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[Membe
             write = assignment
             status = told_to_leave(status, because, snapshot.now, why)
             placement = place(snapshot, members, _at_work(snapshot), avoided)
-        case Stay() | Unclear() | BackOff() if _is_held(snapshot):
+        case Stay() | Unclear() | BackOff() if is_held(snapshot):
             placement = place(snapshot, members, avoided=avoided)
         case Stay() | Leave() | AwaitCause():
             # Spares that are lost are replaced; those at work are left alone.
@@ -210,7 +198,7 @@ def _wanted(snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[Membe
                 status = told_to_leave(status, decision.because, snapshot.now)
         case Unclear() | BackOff():
             pass
-    forming = isinstance(decision, Ended | Hold) or _is_held(snapshot)
+    forming = isinstance(decision, Ended | Hold) or is_held(snapshot)
     at_work = taking_part(write or own_assignment(snapshot), members)
     claims = (
         situation.accepted(snapshot, placement),
@@ -235,7 +223,9 @@ def _wanted(snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[Membe
         _state(snapshot, decision, claims),
         claims,
         (*forgiving, *_in_order(snapshot, placement, _written(snapshot, write, config))),
-        _look_again(snapshot, members, decision, placement, limits),
+        look_again(
+            snapshot, members, decision, placement, limits=limits, patience=_patience(snapshot, snapshot.status)
+        ),
     )
 
 
@@ -345,11 +335,6 @@ def _at_work(snapshot: Snapshot) -> frozenset[int]:
     return frozenset(place.index for place in current.members) if current and runs else frozenset()
 
 
-def _is_held(snapshot: Snapshot) -> bool:
-    current = own_assignment(snapshot)
-    return current is not None and current.phase == "hold"
-
-
 def _written(snapshot: Snapshot, assignment: Assignment | None, config: str) -> tuple[Action, ...]:
     if assignment is None:
         return ()
@@ -389,66 +374,13 @@ def _state(snapshot: Snapshot, decision: Decision, claims: tuple[Claim, ...]) ->
     before, said = snapshot.status.state, {c.type: c for c in claims}
     if said["Training"].holds:
         return "Running"
-    if isinstance(decision, AwaitCause | Drain | Leave | Unclear) and not _is_held(snapshot):
+    if isinstance(decision, AwaitCause | Drain | Leave | Unclear) and not is_held(snapshot):
         return before
     if isinstance(decision, Hold) and decision.planned:
         return "Starting"
     if isinstance(decision, Ended) or before in ("Running", "Recovering"):
         return "Recovering"
     return "Starting" if said["Accepted"].holds and said["Scheduled"].holds else "Pending"
-
-
-def _is_unknown(snapshot: Snapshot, node: str) -> bool:
-    return node in snapshot.nodes and snapshot.nodes[node].ready is None
-
-
-def _look_again(
-    snapshot: Snapshot,
-    members: tuple[MemberView, ...],
-    decision: Decision,
-    placement: Placement,
-    limits: Limits,
-) -> float | None:
-    """Only what time alone can change needs another look; all else is told by an event."""
-    looks: list[float] = [] if placement.look_again is None else [placement.look_again]
-    ages = [m.lease.age for m in members if m.live and m.lease is not None]
-    if ages:
-        looks.append(max(0.5, limits.stale - max(ages) + 0.1))
-    if any(m.suspect and m.live for m in members):
-        looks.append(_until_judged(members, limits))
-    if any(x.report and x.report.suspects and not x.witnessed and x.age < limits.stale for x in snapshot.leases):
-        looks.append(LOOK_AT_SUSPECT)
-    if ages and any(m.live and _is_unknown(snapshot, m.node) for m in members):
-        looks.append(LOOK_AT_UNKNOWN)
-    if isinstance(decision, Go | Stay) and not (_is_held(snapshot) and isinstance(decision, Stay)):
-        looks.append(WATCH_PROGRESS if len(members) < LARGE else WATCH_PROGRESS_LARGE)
-    if isinstance(decision, AwaitCause):
-        looks.append(max(0.1, _patience(snapshot, snapshot.status)))
-    if isinstance(decision, Unclear):
-        looks.append(LOOK_AT_SILENT)
-    if isinstance(decision, BackOff):
-        looks.append(max(0.1, seconds_between(snapshot.now, decision.until)))
-    if isinstance(decision, Ended | Hold) or _is_held(snapshot):
-        left = sizing.look_again(snapshot, members)
-        looks += [] if left is None else [left]
-    if isinstance(decision, Drain | Leave):
-        looks.append(LOOK_AT_LEAVING)
-    if placement.missing and not snapshot.gang_api:
-        looks.append(LOOK_AT_SERVER)
-    if any(p.avoided_nodes and not p.scheduled for p in snapshot.pods):
-        looks.append(LOOK_AT_AVOIDED)
-    if (left := avoidance.until_unanswered(members)) is not None:
-        looks.append(left + 0.1)
-    unseen = [p.age for p in snapshot.pods if p.node and p.node not in snapshot.nodes and p.age < NODE_INDEX_LAG]
-    if unseen and snapshot.nodes:
-        looks.append(NODE_INDEX_LAG - max(unseen) + 0.1)
-    return min(looks, default=None)
-
-
-def _until_judged(members: tuple[MemberView, ...], limits: Limits) -> float:
-    """Seconds until the first suspect is lost, unless it renews its Lease."""
-    left = [limits.of_suspect(m.lease) - m.lease.renewed for m in members if m.suspect and m.live and m.lease]
-    return min(LOOK_AT_SUSPECT, max(0.1, min(left) + 0.05))
 
 
 def _told(snapshot: Snapshot, outcome: Outcome) -> StarCoderRunStatus:

@@ -169,3 +169,9 @@ def own_assignment(snapshot: Snapshot) -> Assignment | None:
     """The assignment as written for this run; one left by an earlier run of the name is none."""
     view = snapshot.assignment
     return view.assignment if view is not None and view.assignment.run_uid == snapshot.uid else None
+
+
+def is_held(snapshot: Snapshot) -> bool:
+    """The assignment as written tells the gang to wait for an attempt to be formed."""
+    current = own_assignment(snapshot)
+    return current is not None and current.phase == "hold"
