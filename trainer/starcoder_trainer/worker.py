@@ -144,6 +144,7 @@ class Worker:
             timings.lap("loaded")
         pace.enter("open")
         samples = opened.result()
+        reading.shutdown(wait=False)
         timings.lap("data opened")
         training = Training(config, model, optimizer, samples, position.iteration if position else 0)
         self.iteration = training.iteration
