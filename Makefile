@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX = $(CURDIR)/.venv/pycache
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo demo-down test test-unit test-property test-simulation test-integration test-e2e test-chaos bench-failover soak soak-simulation lint format crds requirements images cluster-up cluster-down clean
+.PHONY: help setup demo demo-down test test-unit test-property test-simulation test-integration test-e2e test-chaos test-mutation bench-failover soak soak-simulation lint format crds requirements images cluster-up cluster-down clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -43,6 +43,9 @@ test-e2e: setup ## On the dev cluster (root, Linux)
 
 test-chaos: setup ## On the dev cluster, what takes too long for each change: the operator killed at its writes; LIVES=n, 5 by default
 	$(PY) -m pytest tests/chaos
+
+test-mutation: setup ## On the dev cluster: each mechanism is switched off in a copy, and its end-to-end tests must fail; hours
+	$(PY) -m pytest -rA tests/mutation
 
 bench-failover: setup ## Seconds from a fault to training again, beside a plain Job under torchrun; JSON lines
 	@$(PY) -m bench.failover $(if $(TRIALS),--trials $(TRIALS)) $(ARGS)
