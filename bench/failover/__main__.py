@@ -42,8 +42,8 @@ CASES = (
     Case("worker-crash", 2.0, ours.worker_crash, {}, baseline.crash_trial),
     Case("pod-delete", 15.0, ours.pod_delete),
     Case("node-kill-spare", 6.0, ours.node_kill, {"elasticity__spares": 1}),
-    Case("node-kill", 15.0, ours.node_kill, {}, baseline.node_trial),
     Case("operator-and-node", 25.0, ours.operator_and_node, {"elasticity__spares": 1}),
+    Case("node-kill", 15.0, ours.node_kill, {}, baseline.node_trial),
 )
 
 
