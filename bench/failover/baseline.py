@@ -41,7 +41,13 @@ def objects() -> tuple[dict[str, Any], ...]:
         "image": "localhost/starcoder-trainer:dev",
         "imagePullPolicy": "IfNotPresent",
         "command": command,
-        "env": [{"name": "TMPDIR", "value": "/scratch"}, {"name": "GLOO_SOCKET_IFNAME", "value": "eth0"}],
+        "env": [
+            {"name": "TMPDIR", "value": "/scratch"},
+            {"name": "GLOO_SOCKET_IFNAME", "value": "eth0"},
+            # Without it no restart ever succeeds here: agents count restarts apart, and workers meet in a store whose
+            # keys are of the last one (https://github.com/pytorch/pytorch/issues/135712).
+            {"name": "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "value": "1"},
+        ],
         "resources": {
             "limits": {run.spec.workers.gpu_resource: str(run.spec.workers.gpus_per_worker)},
             "requests": {"cpu": "100m", "memory": "1Gi"},
