@@ -25,6 +25,11 @@ class Mechanism:
     tests: tuple[str, ...]
     """Fail without it, in themselves and not in what their fixtures do."""
 
+    def switched_off(self, text: str) -> str:
+        """What `file`, whose content is `text`, becomes."""
+        assert text.count(self.old) == 1, f"{self.name}: {self.file} has what is to be replaced not once"
+        return text.replace(self.old, self.new)
+
 
 MECHANISMS: tuple[Mechanism, ...] = (
     # Without a spare there is no room: each node holds one Pod.

@@ -44,12 +44,10 @@ def why(said: str) -> str:
 def test_without_it_its_tests_fail(mechanism: Mechanism, tmp_path: Path) -> None:
     tree = copied(tmp_path / "tree")
     path = tree / mechanism.file
-    text = path.read_text()
-    assert text.count(mechanism.old) == 1
-    path.write_text(text.replace(mechanism.old, mechanism.new))
+    path.write_text(mechanism.switched_off(path.read_text()))
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(str(tree / part) for part in ("operator", "trainer")),
-        "PATIENCE": IMPATIENCE,
+        "PATIENCE_SHARE": IMPATIENCE,
     }
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *mechanism.tests]
     done = subprocess.run(command, cwd=tree, env=environment, check=False, capture_output=True, text=True)

@@ -20,7 +20,7 @@ from starcoder_trainer.contract.ledger import HEAD_KEY, Entry, Head, Manifest, c
 NAMESPACE = stages.NAMESPACE
 PATIENCE = 240.0
 """Seconds; a condition that is not met by then never will be."""
-SHARE = float(os.environ.get("PATIENCE", "1"))
+SHARE = float(os.environ.get("PATIENCE_SHARE", "1"))
 """Of all such times; less where a test is to fail (tests/mutation)."""
 
 Document = dict[str, Any]

@@ -19,6 +19,7 @@ from .credentials import Keys
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 30.0
 CONNECTIONS = 32
+"""Kept open a client: several files are uploaded at once, each in parts that are (`s3.PARTS_AT_ONCE`)."""
 
 _session = boto3.session.Session()
 _making = threading.Lock()
