@@ -19,7 +19,7 @@ from .ours import GIVE_UP, Trial
 
 NAME = "torchrun"
 TITLE = "Indexed Job, torchrun c10d, Kubernetes defaults"
-SCRIPT = Path(__file__).with_name("torchrun_train.py")
+SCRIPT = Path(__file__).parents[1] / "torchrun_train.py"
 USER = 10001
 
 

@@ -20,8 +20,10 @@ from typing import Any
 from devcluster.cluster import Cluster
 from devcluster.cluster import Options as ClusterOptions
 from examples.demo import stages
+from starcoder_trainer.checkpoint.common import layout_of
 from tests.support.cluster import Run, manifest, until
 
+from . import undisturbed
 from .faults import Fault, draw
 from .judge import History, Verdict, judge, unaccounted
 from .losses import Losses
@@ -74,6 +76,7 @@ def _manifest(name: str) -> dict[str, Any]:
         workers__gpusPerWorker=GPUS,
         training__iterations=10**6,  # the learning rate's schedule depends on it
         checkpoint__everyIterations=20,
+        checkpoint__keepLast=10,  # so that each is seen in HEAD, whatever is away meanwhile
         elasticity={"spares": 1, "minReplicas": 1, "patience": "20s", "growBack": {"interval": "1m"}},
     )
 
@@ -91,20 +94,12 @@ def _soak(cluster: Cluster, settings: Settings) -> int:
         left_out = unaccounted(last, datetime.now(UTC))
     finally:
         losses.close()
-    end = max(losses.by_iteration)
-    _say(f"undisturbed, to iteration {end}")
     run.delete()
-    calm = Run(cluster, _manifest("calm")).apply()
-    calm_losses, patience = Losses(cluster, calm.name), 60 * settings.minutes + 3600
-    try:
-        until(lambda: _followed(calm, calm_losses) >= end, "the undisturbed run is there", patience, calm.describe)
-    finally:
-        calm_losses.close()
+    parts = undisturbed.stretches(history.committed, history.layouts)
+    calm = undisturbed.train(cluster, _manifest("undisturbed"), parts, _say)
     starts = list(losses.starts.values())
-    verdict = judge(
-        history, starts, losses.by_iteration, calm_losses.by_iteration, workers=REPLICAS * GPUS, unaccounted=left_out
-    )
-    _report(history, verdict, last["status"], settings)
+    verdict = judge(history, starts, losses.by_iteration, calm, workers=REPLICAS * GPUS, unaccounted=left_out)
+    _report(history, verdict, last["status"], settings, changes=len(parts) - 1)
     return 0 if verdict.good else 1
 
 
@@ -136,24 +131,19 @@ def _disturb(cluster: Cluster, run: Run, losses: Losses, history: History, setti
 
 
 def _seen(run: Run, losses: Losses, history: History) -> int:
-    """Looks at Pods, status and HEAD; the newest verified iteration."""
-    losses.follow(run.pod_names())
-    status = run.status
-    if layout := status.get("layout"):
-        history.layouts.add(layout["summary"])
-    history.charged = max(history.charged, status.get("restartsWithoutProgress", 0))
-    newest = run.head().entries[-1].step
-    history.verified.append(newest)
-    return newest
+    """Looks at Pods and HEAD; the newest verified iteration."""
+    with contextlib.suppress(Exception):  # S3 can be looked at while the API server is away
+        losses.follow(run.pod_names())
+    entries = run.head().entries
+    history.verified.append(entries[-1].step)
+    for entry in entries:
+        history.committed[entry.step] = entry.attempt
+        if entry.attempt not in history.layouts:
+            history.layouts[entry.attempt] = layout_of(run.checkpoint(entry).common)
+    return entries[-1].step
 
 
-def _followed(run: Run, losses: Losses) -> int:
-    """The last iteration that is told of."""
-    losses.follow(run.pod_names())
-    return max(losses.by_iteration, default=0)
-
-
-def _report(history: History, verdict: Verdict, status: dict[str, Any], settings: Settings) -> None:
+def _report(history: History, verdict: Verdict, status: dict[str, Any], settings: Settings, *, changes: int) -> None:
     for each in verdict.different[:20]:
         _say(f"different loss at iteration {each}")
     goodput = status.get("goodput") or {}
@@ -170,7 +160,7 @@ def _report(history: History, verdict: Verdict, status: dict[str, Any], settings
                 "silent_restarts_at_0": verdict.restarts_at_zero,
                 "losses_compared": verdict.compared,
                 "losses_different": len(verdict.different),
-                "layouts": sorted(history.layouts),
+                "changes_of_layout": changes,
                 "ettr": goodput.get("ratio"),
                 "unaccounted": round(verdict.unaccounted, 4),
                 "good": verdict.good,

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from starcoder_trainer.contract.assignment import Layout
+
 TOLERANCE = 1e-4
-"""Of a loss (fp32, dropout 0) where the layout changed on the way; without that it is equal bitwise."""
+"""Of the loss (fp32, dropout 0) of an iteration that was done again, maybe in another layout: rounding, over the few
+iterations since a checkpoint."""
 
 UNACCOUNTED = 0.01
 
@@ -20,9 +23,10 @@ class History:
     faults: list[str] = field(default_factory=list)
     verified: list[int] = field(default_factory=list)
     """Iterations of HEAD's newest entry, in the order in which they were seen."""
-    layouts: set[str] = field(default_factory=set)
-    charged: int = 0
-    """Most of `status.restartsWithoutProgress` seen."""
+    committed: dict[int, int] = field(default_factory=dict)
+    """Attempt by iteration of all checkpoints that HEAD listed."""
+    layouts: dict[int, Layout] = field(default_factory=dict)
+    """By attempt, as its checkpoints say."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Verdict:
     different: tuple[str, ...]
     """Iterations whose loss is not that of the undisturbed run, with both."""
     compared: int
+    """Iterations whose loss both told."""
     unaccounted: float
     """Share of the run's life that is in no bucket of status.goodput, or in two."""
 
@@ -47,7 +52,7 @@ def judge(
     history: History,
     starts: list[int],
     disturbed: dict[int, set[str]],
-    calm: dict[int, set[str]],
+    calm: dict[int, str],
     *,
     workers: int,
     unaccounted: float = 0.0,
@@ -56,16 +61,15 @@ def judge(
     Args:
         starts: iterations at which workers began.
         disturbed: loss by iteration, all values told.
-        calm: the same of a run that nobody disturbed.
+        calm: of a run that nobody disturbed, in the same layout at each iteration.
         workers: of one attempt; so many starts at 0 are the first attempt's.
     """
     lost = sum(later < earlier for earlier, later in zip(history.verified, history.verified[1:], strict=False))
     at_zero = max(0, sum(s == 0 for s in starts) - workers) if any(history.verified) else 0
-    exact = len(history.layouts) <= 1
     different = tuple(
-        f"{i}: {', '.join(sorted(said))} instead of {', '.join(sorted(calm[i]))}"
+        f"{i}: {', '.join(sorted(said))} instead of {calm[i]}"
         for i, said in sorted(disturbed.items())
-        if i in calm and not _equal(said, calm[i], exact=exact)
+        if i in calm and not _equal(said, calm[i])
     )
     return Verdict(lost, at_zero, different, len(disturbed.keys() & calm.keys()), unaccounted)
 
@@ -76,8 +80,8 @@ def unaccounted(run: dict[str, Any], now: datetime) -> float:
     return abs(lived - float(sum(run["status"]["goodput"]["buckets"].values()))) / lived
 
 
-def _equal(said: set[str], expected: set[str], *, exact: bool) -> bool:
-    if exact:
-        return said == expected
-    values = [float(v) for v in said | expected]
-    return all(math.isclose(a, values[0], rel_tol=0, abs_tol=TOLERANCE) for a in values)
+def _equal(said: set[str], expected: str) -> bool:
+    """One that was told is equal to the last digit: what training went on from. The others were done again."""
+    return expected in said and all(
+        math.isclose(float(other), float(expected), rel_tol=0, abs_tol=TOLERANCE) for other in said
+    )

@@ -16,6 +16,12 @@ _DONE = re.compile(r"iteration\s+(\d+)/\d+ \| loss (\S+) \|")  # the bar: a log 
 _BEGINS = re.compile(r"iteration (\d+) of \d+; ")
 
 
+def loss_in(line: str) -> tuple[int, str] | None:
+    """Iteration and its loss, all digits, where a worker's line tells them."""
+    said = _DONE.search(line)
+    return (int(said[1]), said[2]) if said else None
+
+
 @dataclass
 class Losses:
     """Follows the log of every Pod of a run from its first line to its last."""
@@ -63,9 +69,9 @@ class Losses:
 
     def take(self, pod: str, line: str) -> None:
         """One line of a worker's log, with its time stamp before it."""
-        if said := _DONE.search(line):
+        if done := loss_in(line):
             with self._lock:
-                self.by_iteration.setdefault(int(said[1]), set()).add(said[2])
+                self.by_iteration.setdefault(done[0], set()).add(done[1])
         elif said := _BEGINS.search(line):
             with self._lock:
                 self.starts[f"{pod} {line.partition(' ')[0]}"] = int(said[1])

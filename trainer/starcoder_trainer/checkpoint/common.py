@@ -72,5 +72,10 @@ def position_of(common: dict[str, str], config: TrainingConfig) -> Position:
     return Position(found["iteration"], found["consumedSamples"], found["optimizerStep"])
 
 
+def layout_of(common: dict[str, str]) -> Layout:
+    """The layout that wrote the checkpoint."""
+    return Layout(*json.loads(common["layout"]))
+
+
 def _shape(model: ModelConfig) -> dict[str, Any]:
     return {name: getattr(model, name) for name in _SHAPE_FIELDS}

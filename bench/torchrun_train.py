@@ -1,8 +1,9 @@
 """The trainer's model, data, loop and checkpoint format under plain torchrun: no agent, no operator.
 
-Runs in the trainer image as `python -m torch.distributed.run … torchrun_train.py CONFIG`, where CONFIG is a file with
-the run's `TrainingConfig` as JSON. Every start claims the ledger for the second it starts in, and resumes from the
-newest checkpoint.
+Runs in the trainer image or beside it as `python -m torch.distributed.run … torchrun_train.py CONFIG [UNTIL]`, where
+CONFIG is a file with the run's `TrainingConfig` as JSON, and UNTIL the iteration after which it saves and ends, for
+less than the configuration's. Every start claims the ledger for the second it starts in, and resumes from the newest
+checkpoint.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ def main() -> None:
     from starcoder_trainer.model import cpu
     from starcoder_trainer.process_group import form_model_parallel
     from starcoder_trainer.storage.open import open_store
+    from starcoder_trainer.worker import ENV_CREDENTIALS_DIR
 
     config = TrainingConfig.from_json(Path(sys.argv[1]).read_text())
+    until = int(sys.argv[2]) if len(sys.argv) > 2 else config.training.iterations
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     scratch = Path(os.environ["TMPDIR"])
     cpu.prepare()
@@ -45,7 +48,7 @@ def main() -> None:
     form_model_parallel(layout)
 
     def open_uri(uri: str) -> Any:
-        return open_store(uri, config.storage, Path(names.CREDENTIALS_DIR))
+        return open_store(uri, config.storage, Path(os.environ.get(ENV_CREDENTIALS_DIR, names.CREDENTIALS_DIR)))
 
     store = open_uri(config.checkpoint.uri)
     ledger, attempt, checkpoint = None, int(time.time()), None
@@ -85,7 +88,7 @@ def main() -> None:
             ledger.commit(attempt, training.iteration)
         dist.barrier()
 
-    train(training, on_step, save)
+    train(training, on_step, save, lambda: training.iteration >= until)
     dist.barrier()
 
 
