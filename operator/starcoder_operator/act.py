@@ -315,6 +315,7 @@ class Actor:
                 member=action.member,
                 incarnation=action.incarnation,
                 avoid_nodes=action.avoid_nodes,
+                shun_nodes=action.shun_nodes,
                 gang=_membership(snapshot, action),
                 rhythm=self._settings.rhythm,
             )

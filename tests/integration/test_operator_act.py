@@ -388,7 +388,7 @@ async def test_the_server_takes_every_field_a_spec_may_have(make_bench):
         },
         storage__credentialsSecret="s3",
     )
-    await bench.do(EnsureAccess(), CreatePod(0, 0, "", avoid_nodes=("n1",)))
+    await bench.do(EnsureAccess(), CreatePod(0, 0, "", avoid_nodes=("n1",), shun_nodes=("n2",)))
     assert bench.problems == {}
     assert len((await bench.look()).pods) == 1
 

@@ -22,8 +22,9 @@ MOUNTED = {
 }
 
 
-def made(*, image=IMAGE, avoid_nodes=(), gang=None, **changes):
-    return pod(OWNER, run(**changes).spec, image, member=1, incarnation=4, avoid_nodes=avoid_nodes, gang=gang)
+def made(*, image=IMAGE, avoid_nodes=(), shun_nodes=(), gang=None, **changes):
+    where = {"avoid_nodes": avoid_nodes, "shun_nodes": shun_nodes}
+    return pod(OWNER, run(**changes).spec, image, member=1, incarnation=4, gang=gang, **where)
 
 
 def container(manifest, name):
@@ -265,6 +266,15 @@ def test_a_patch_of_the_affinity_does_not_bring_lost_nodes_back():
     patch = {"spec": {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}}}
     (term,) = terms(made(avoid_nodes=("n1",), workers__podPatch=patch))
     assert term["matchFields"][-1:] == forbidden("n1")
+
+
+def test_other_nodes_are_preferred_to_one_that_is_silent_whatever_else_is():
+    users = {"weight": 5, "preference": {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}}
+    field = "preferredDuringSchedulingIgnoredDuringExecution"
+    manifest = made(shun_nodes=("n1", "n2"), workers__affinity={"nodeAffinity": {field: [users]}})
+    others = {"weight": 100, "preference": {"matchFields": forbidden("n1", "n2")}}
+    assert manifest["spec"]["affinity"]["nodeAffinity"] == {field: [users, others]}
+    assert ANNOTATION_AVOIDS not in manifest["metadata"]["annotations"]
 
 
 def test_what_the_spec_says_of_the_pod_is_in_the_pod():

@@ -186,3 +186,33 @@ def test_a_run_that_is_suspended_from_the_start_makes_nothing() -> None:
     run = make_run().workers(2).with_spec(suspend=True).until_quiet(3)
     assert (run.status.state, run.status.reason, run.pods) == ("Suspended", reasons.SUSPENDED, [])
     assert run.cluster.assignment is None
+
+
+def _replacement(run: Scenario) -> CreatePod:
+    for _ in range(60):
+        run.round()
+        assert run.last is not None
+        for action in run.last.actions:
+            if isinstance(action, CreatePod):
+                return action
+    raise AssertionError("no Pod is created")
+
+
+def test_the_next_pod_is_rather_not_placed_where_an_agent_is_silent_though_its_node_is_called_ready() -> None:
+    run = make_run().workers(2).on_nodes(3).training()
+    node = run.pod(1).view.node
+    coming = _replacement(run.node_dies(node, noticed=False))
+    assert run.cluster.nodes[node].ready is True
+    assert (coming.avoid_nodes, coming.shun_nodes) == ((), (node,))
+
+
+def test_a_node_that_kubernetes_calls_lost_is_avoided_whatever_else_has_room() -> None:
+    run = make_run().workers(2).on_nodes(3).training()
+    node = run.pod(1).view.node
+    coming = _replacement(run.node_dies(node))
+    assert (coming.avoid_nodes, coming.shun_nodes) == ((node,), ())
+
+
+def test_a_deleted_pod_says_nothing_against_its_node() -> None:
+    coming = _replacement(make_run().workers(2).on_nodes(3).training().deleted(1))
+    assert (coming.avoid_nodes, coming.shun_nodes) == ((), ())

@@ -40,6 +40,7 @@ def pod(
     member: int,
     incarnation: int,
     avoid_nodes: tuple[str, ...] = (),
+    shun_nodes: tuple[str, ...] = (),
     gang: Manifest | None = None,
     rhythm: Rhythm = USUAL,
 ) -> Manifest:
@@ -47,6 +48,7 @@ def pod(
 
     Args:
         avoid_nodes: it is never placed on these.
+        shun_nodes: it is placed on these only where no other has room.
         gang: what makes it a member of its gang, as a part of a Pod (`Gang.joined`).
         rhythm: of its agent's heartbeats.
 
@@ -67,6 +69,7 @@ def pod(
     _check_containers(patched)
     # What the operator finds its Pods by, and what places them, stands above the patch.
     _avoid(patched, avoid_nodes)
+    _shun(patched, shun_nodes)
     _attract(patched, owner.name, spec.scheduling)
     avoids = {ANNOTATION_AVOIDS: ",".join(avoid_nodes)} if avoid_nodes else {}
     grace = patched["spec"].get("terminationGracePeriodSeconds", DEFAULT_GRACE_SECONDS)
@@ -163,17 +166,29 @@ def _part(parent: Manifest, path: str, field: str) -> Manifest:
     return found
 
 
-def _avoid(pod: Manifest, nodes: tuple[str, ...]) -> None:
-    """Adds to each way of being placed that none of `nodes` will do. Terms are alternatives, each is to be added to.
+def _shun(pod: Manifest, nodes: tuple[str, ...]) -> None:
+    """Adds that other nodes than these are preferred, above all that the user prefers."""
+    if not nodes:
+        return
+    affinity = _part(_part(pod["spec"], "spec", "affinity"), "spec.affinity", "nodeAffinity")
+    field = "preferredDuringSchedulingIgnoredDuringExecution"
+    others: Manifest = {"weight": 100, "preference": {"matchFields": _other_than(nodes)}}
+    affinity[field] = [*(affinity.get(field) or []), others]
 
-    A field selector takes one value, so each node is a requirement of its own.
-    """
+
+def _other_than(nodes: tuple[str, ...]) -> list[Manifest]:
+    """A field selector takes one value, so each node is a requirement of its own."""
+    return [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
+
+
+def _avoid(pod: Manifest, nodes: tuple[str, ...]) -> None:
+    """Adds to each way of being placed that none of `nodes` will do. Terms are alternatives, each is to be added to."""
     if not nodes:
         return
     place, path = pod["spec"], "spec"
     for field in ("affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"):
         place, path = _part(place, path, field), f"{path}.{field}"
-    forbidden = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
+    forbidden = _other_than(nodes)
     # An empty term of the user's matches no node; with a requirement it would match nearly all.
     terms = place.get("nodeSelectorTerms")
     place["nodeSelectorTerms"] = (

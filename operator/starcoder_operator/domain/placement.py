@@ -108,7 +108,13 @@ def place(
         actions += _gang(snapshot, number, kept, missing)
     where = _seats(snapshot, number, kept, missing)
     coming = tuple(m for m in coming if m.index in where)
-    actions += _creations(snapshot, where, coming, avoided)
+    avoid = avoided.union(lost_nodes(snapshot))
+    shun = silent_nodes(members) - avoid
+    actions += [
+        CreatePod(m.index, m.last_incarnation + 1, seat.group, tuple(sorted(avoid)), tuple(sorted(shun)), seat.size)
+        for m in coming
+        if (seat := where[m.index])
+    ]
     return Placement(
         number=number,
         incarnations=_incarnations(members, coming, snapshot.status.incarnations),
@@ -291,13 +297,10 @@ def _declarations(snapshot: Snapshot, kept: tuple[MemberView, ...]) -> list[Decl
     ]  # fmt: skip
 
 
-def _creations(
-    snapshot: Snapshot, where: dict[int, Seat], coming: tuple[MemberView, ...], avoided: frozenset[str]
-) -> list[CreatePod]:
-    avoid = tuple(sorted(avoided.union(lost_nodes(snapshot))))
-    return [
-        CreatePod(m.index, m.last_incarnation + 1, where[m.index].group, avoid, where[m.index].size) for m in coming
-    ]
+def silent_nodes(members: tuple[MemberView, ...]) -> frozenset[str]:
+    """Nodes of lost members that are heard no more. Kubernetes calls a dead node Ready for 40 s still, and would place
+    the next Pod there; but it may be well, and only its agent is not."""
+    return frozenset(m.node for m in members if m.loss is not None and m.stale and m.node)
 
 
 def lost_nodes(snapshot: Snapshot) -> tuple[str, ...]:
