@@ -78,7 +78,7 @@ def main() -> None:
 
     def on_step(done: StepDone) -> None:
         if int(os.environ["LOCAL_RANK"]) == 0:
-            logging.info("iteration %d/%d | loss %r", done.iteration, config.training.iterations, done.loss)
+            logging.info("iteration %d/%d | loss %r |", done.iteration, config.training.iterations, done.loss)
 
     def save() -> None:
         """Blocking, as a script of one's own does it: write, upload, wait for each other, list it."""

@@ -118,8 +118,10 @@ def _train(cluster: Cluster, root: Path, part: Stretch, losses: dict[int, str], 
             code = process.wait()
         finally:
             _end(process)
-        if code:
-            raise RuntimeError(f"torchrun ended with {code} before iteration {part.until}:\n{_tail(errors)}")
+        if code or part.until not in losses:
+            raise RuntimeError(
+                f"torchrun ended with {code}, and told no loss of iteration {part.until}:\n{_tail(errors)}"
+            )
 
 
 def _tail(errors: Any) -> str:
