@@ -237,6 +237,13 @@ def test_a_long_wait_for_the_fork_server_is_told_in_ever_longer_steps():
     assert [p.message.split("for ")[1].split(" s,")[0] for p in told] == ["60", "120", "240", "480", "960"]
 
 
+def test_a_step_that_is_saved_while_a_smaller_gang_is_held_is_of_the_gang_that_saved_it():
+    smaller = Assignment("uid-1", 4, "hold", (Member(1, "boot-1"),), 2, Layout(2, 1, 1))
+    agent = Agent(1).training(3).tell(m.Assigned, smaller, CONFIG).saved(3, 10)
+    (upload,) = agent.did
+    assert (upload.attempt, upload.step, upload.world_size) == (3, 10, 4)
+
+
 def test_a_step_is_uploaded_when_every_local_rank_saved_it():
     agent = Agent(1).training(3)
     agent.tell(m.WorkerSaved, Saved(3, 2, 10, "/scratch/2", 0.1, 8))

@@ -48,7 +48,7 @@ def pod(
 
     Args:
         avoid_nodes: it is never placed on these.
-        shun_nodes: it is placed on these only where no other has room.
+        shun_nodes: it is rather not placed on these; what else is preferred may outweigh that.
         gang: what makes it a member of its gang, as a part of a Pod (`Gang.joined`).
         rhythm: of its agent's heartbeats.
 
@@ -167,7 +167,7 @@ def _part(parent: Manifest, path: str, field: str) -> Manifest:
 
 
 def _shun(pod: Manifest, nodes: tuple[str, ...]) -> None:
-    """Adds that other nodes than these are preferred, above all that the user prefers."""
+    """Adds that other nodes than these are preferred, with the greatest weight there is."""
     if not nodes:
         return
     affinity = _part(_part(pod["spec"], "spec", "affinity"), "spec.affinity", "nodeAffinity")

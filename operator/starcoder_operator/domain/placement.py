@@ -109,12 +109,7 @@ def place(
     where = _seats(snapshot, number, kept, missing)
     coming = tuple(m for m in coming if m.index in where)
     avoid = avoided.union(lost_nodes(snapshot))
-    shun = silent_nodes(members) - avoid
-    actions += [
-        CreatePod(m.index, m.last_incarnation + 1, seat.group, tuple(sorted(avoid)), tuple(sorted(shun)), seat.size)
-        for m in coming
-        if (seat := where[m.index])
-    ]
+    actions += _creations(coming, where, avoid, silent_nodes(members) - avoid)
     return Placement(
         number=number,
         incarnations=_incarnations(members, coming, snapshot.status.incarnations),
@@ -297,9 +292,19 @@ def _declarations(snapshot: Snapshot, kept: tuple[MemberView, ...]) -> list[Decl
     ]  # fmt: skip
 
 
+def _creations(
+    coming: tuple[MemberView, ...], where: dict[int, Seat], avoid: frozenset[str], shun: frozenset[str]
+) -> list[CreatePod]:
+    nodes, rather_not = tuple(sorted(avoid)), tuple(sorted(shun))
+    return [
+        CreatePod(m.index, m.last_incarnation + 1, where[m.index].group, nodes, where[m.index].size, rather_not)
+        for m in coming
+    ]
+
+
 def silent_nodes(members: tuple[MemberView, ...]) -> frozenset[str]:
-    """Nodes of lost members that are heard no more. Kubernetes calls a dead node Ready for 40 s still, and would place
-    the next Pod there; but it may be well, and only its agent is not."""
+    """Nodes of lost members that are heard no more, until another Pod has come for them. Kubernetes calls a dead node
+    Ready for 40 s still, and would place the next Pod there; but it may be well, and only its agent is not."""
     return frozenset(m.node for m in members if m.loss is not None and m.stale and m.node)
 
 

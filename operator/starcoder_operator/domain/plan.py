@@ -37,10 +37,10 @@ class CreatePod:
     """Name of the group; empty where the gang is None."""
     avoid_nodes: tuple[str, ...] = ()
     """Not on these."""
-    shun_nodes: tuple[str, ...] = ()
-    """On these only where no other has room."""
     gang_size: int = 0
     """Pods that the group has in all, where Pods have to say so."""
+    shun_nodes: tuple[str, ...] = ()
+    """Rather not on these."""
 
 
 @dataclass(frozen=True)

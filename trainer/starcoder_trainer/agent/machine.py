@@ -11,7 +11,7 @@ import signal
 from dataclasses import dataclass, replace
 from typing import Any
 
-from starcoder_trainer.agent import stall
+from starcoder_trainer.agent import problems, stall
 from starcoder_trainer.agent.messages import (
     Action,
     Assigned,
@@ -37,7 +37,6 @@ from starcoder_trainer.agent.messages import (
     Terminated,
     Testified,
     Ticked,
-    Upload,
     UploadAbandoned,
     WorkerExited,
     WorkerSaved,
@@ -49,6 +48,7 @@ from starcoder_trainer.agent.messages import (
     WorkersTerminated,
 )
 from starcoder_trainer.agent.stopwatch import Stopwatch
+from starcoder_trainer.agent.under_way import UnderWay
 from starcoder_trainer.contract.assignment import Assignment, Offer
 from starcoder_trainer.contract.config import HangConfig, TrainingConfig
 from starcoder_trainer.contract.report import Failure, Problem, Progress, Report, State, Verified
@@ -69,6 +69,7 @@ class _Workers:
 
     attempt: int
     ranks: frozenset[int]
+    world_size: int
     first: int
     """Iterations done by the attempts before."""
     started: frozenset[int] = frozenset()
@@ -102,11 +103,7 @@ class Machine:
         """Every local rank of the attempt ended well."""
         self._left_at: int | None = None
         """Iterations done by workers that ended well before the last one."""
-        self._saves: dict[tuple[int, int], dict[int, Saved]] = {}
-        self._pending: set[tuple[int, int]] = set()
-        """(attempt, step) handed to the uploader and, on the leader, the committer."""
-        self._uploading: set[tuple[int, int]] = set()
-        """(attempt, step) handed to the uploader alone."""
+        self._checkpoints = UnderWay()
         self._offer: Offer | None = None
         self._verified: Verified | None = None
         self._failure: Failure | None = None
@@ -185,26 +182,24 @@ class Machine:
                 self._hindrance = event.problem
             case FencedOut(attempt=attempt) if self._assignment and attempt == self._assignment.attempt:
                 self._fenced_by = max(event.by, self._fenced_by or 0)
-                self._pending = {(a, s) for a, s in self._pending if a > attempt}
+                self._checkpoints.fenced(attempt)
             case ShardUploaded(attempt=attempt, step=step):
-                self._uploading.discard((attempt, step))
+                self._checkpoints.uploaded(attempt, step)
                 if self._leads(attempt):
                     assert self._assignment is not None
                     out.append(Commit(attempt, step, len(self._assignment.members)))
                 else:
-                    self._settle(attempt, step)
+                    self._checkpoints.settled(attempt, step)
             case UploadAbandoned(attempt=attempt, step=step):
-                self._uploading.discard((attempt, step))
-                self._pending.discard((attempt, step))
+                self._checkpoints.given_up(attempt, step)
             case StorageTrouble(problem=problem):
                 self._storage_problem = problem
             case CheckpointVerified(attempt=attempt, verified=verified):
-                self._settle(attempt, verified.checkpoint.step)
+                self._checkpoints.settled(attempt, verified.checkpoint.step)
                 if self._leads(attempt):
                     self._verified = verified
             case CheckpointRefused(attempt=attempt, step=step, message=message):
-                self._pending.discard((attempt, step))
-                self._uploading.discard((attempt, step))
+                self._checkpoints.given_up(attempt, step)
                 if self._running(attempt) or (attempt == self._attempt and self._all_finished):
                     self._refused(step, message)
             case Superseded():
@@ -273,17 +268,8 @@ class Machine:
         if self._workers is None or self._workers.attempt != message.attempt:
             return []
         # Also while they are being stopped: what is on disk outlives its worker, and the next claimer adopts it.
-        key = (message.attempt, message.step)
-        saved = self._saves.setdefault(key, {})
-        saved[message.rank] = message
-        if saved.keys() < self._workers.ranks or key in self._pending:
-            return []
-        assert self._assignment is not None
-        # A step that not all local ranks saved by now never will be: ranks save in order.
-        self._saves = {k: v for k, v in self._saves.items() if k[0] == key[0] and k[1] > key[1]}
-        self._pending.add(key)
-        self._uploading.add(key)
-        return [Upload(*key, self._assignment.layout.world_size, tuple(saved[r] for r in sorted(saved)))]
+        upload = self._checkpoints.saved(message, self._workers.ranks, self._workers.world_size)
+        return [] if upload is None else [upload]
 
     def _worker_exited(self, message: Exited) -> None:
         workers = self._workers
@@ -343,14 +329,10 @@ class Machine:
         self._state = "failed"
         self._all_finished = False
 
-    def _settle(self, attempt: int, step: int) -> None:
-        """Steps up to `step` need no upload and no commit any more."""
-        self._pending = {(a, s) for a, s in self._pending if a != attempt or s > step}
-
     def _finish(self) -> None:
         if not self._all_finished or self._state in ("done", "left"):
             return
-        if any(a == self._attempt for a, _ in self._pending) or self._fenced_by is not None:
+        if self._checkpoints.has(self._attempt) or self._fenced_by is not None:
             return
         if self._assignment is None or self._assignment.attempt != self._attempt:
             return  # a later attempt is to be entered; who led this one does not commit for it any more
@@ -374,11 +356,7 @@ class Machine:
         # A minute, two, four and so on: each change of the message is a write of every agent that waits.
         minutes = int((now - self._waiting_since) / NOT_READY_SECONDS)
         waited = int(NOT_READY_SECONDS) << (minutes.bit_length() - 1)
-        self._problem = Problem(
-            "WorkerNotReady",
-            f"the worker container of Pod {self.me.pod} did not answer for {waited} s, expected its fork server; see "
-            f"`kubectl logs {self.me.pod} -c worker`",
-        )
+        self._problem = problems.worker_not_ready(self.me.pod, waited)
 
     def _tell_stuck(self, now: float) -> None:
         """Nothing is left to try from here: the Pod is to be replaced."""
@@ -390,12 +368,7 @@ class Machine:
         if workers.stopping_since is None:
             workers.stopping_since = now
         if now - workers.stopping_since >= STUCK_SECONDS:
-            self._problem = Problem(
-                "WorkersStuck",
-                f"workers of attempt {workers.attempt} in Pod {self.me.pod} did not end within {STUCK_SECONDS:.0f} s "
-                "of SIGKILL: they wait inside the kernel, or their container is frozen; the Pod is replaced, look at "
-                "the node",
-            )
+            self._problem = problems.workers_stuck(self.me.pod, workers.attempt, STUCK_SECONDS)
 
     def _drive(self, now: float) -> list[Action]:
         workers, assignment = self._workers, self._assignment
@@ -444,13 +417,13 @@ class Machine:
             if current and self._state != "failed" and not late:
                 return self._leave(workers)
             if late and not self._superseded:
-                self._problem = self._too_late()
+                self._tell_too_late()
             return self._stop(workers)
-        waits = {p for p in self._pending if p[0] == self._attempt} if self._all_finished else self._uploading
+        waits = self._checkpoints.has(self._attempt) if self._all_finished else self._checkpoints.uploads
         if waits and not late:
             return []
         if waits and not self._superseded:
-            self._problem = self._too_late()
+            self._tell_too_late()
         return [Exit()] if self._terminated else []
 
     def _leave(self, workers: _Workers) -> list[Action]:
@@ -476,19 +449,9 @@ class Machine:
         if workers.leaving and not workers.started >= workers.ranks:
             self._finished(workers.first)
 
-    def _too_late(self) -> Problem:
-        """What was to be saved before the Pod ended is not whole."""
-        what = (
-            f"the checkpoint of iteration {self._left_at} is not whole in S3"
-            if self._left_at is not None
-            else "the workers have not come to the end of their iteration"
-        )
-        newest = f", iteration {self._verified.checkpoint.step}" if self._verified else ""
-        return Problem(
-            "GraceExceeded",
-            f"Pod {self.me.pod} ends: {what} after {self.me.grace_seconds:.0f} s; training goes on from the newest "
-            f"verified checkpoint{newest}. Raise workers.terminationGracePeriodSeconds",
-        )
+    def _tell_too_late(self) -> None:
+        newest = self._verified.checkpoint.step if self._verified else None
+        self._problem = problems.grace_exceeded(self.me.pod, self.me.grace_seconds, self._left_at, newest)
 
     def _enter(self, assignment: Assignment, place: int) -> None:
         """No worker runs and one can be forked: what is said from here on is about the assignment's attempt."""
@@ -503,7 +466,7 @@ class Machine:
         per_member = assignment.gpus_per_member
         ranks = tuple(range(place * per_member, (place + 1) * per_member))
         first = offer.checkpoint.step if offer.checkpoint else 0
-        self._workers = _Workers(assignment.attempt, frozenset(ranks), first)
+        self._workers = _Workers(assignment.attempt, frozenset(ranks), assignment.layout.world_size, first)
         self._watch = stall.Watch(assignment.attempt, ranks, self._floors, now)
         self._last_started = assignment.attempt
         self._state = "starting"
