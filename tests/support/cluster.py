@@ -286,7 +286,7 @@ def started_at(run: Run, member: int = 0) -> int:
     """Iteration at which the workers of the newest attempt began, as the log says."""
     pods = [p for p in run.pods() if p["metadata"]["labels"][names.LABEL_MEMBER] == str(member)]
     log = run.kubectl("logs", pods[-1]["metadata"]["name"], "-c", names.CONTAINER_WORKER, "--tail=-1")
-    return int(re.findall(r"iteration (\d+) of \d+; formed", log)[-1])
+    return int(re.findall(r"iteration (\d+) of \d+; attempt", log)[-1])
 
 
 def worker_pids(ctr: Callable[..., Any], pod: Document) -> Sequence[int]:

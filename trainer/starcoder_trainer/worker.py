@@ -148,7 +148,8 @@ class Worker:
         timings.lap("data opened")
         training = Training(config, model, optimizer, samples, position.iteration if position else 0)
         self.iteration = training.iteration
-        log.info("iteration %d of %d; %s", training.iteration, config.training.iterations, timings)
+        begins = (training.iteration, config.training.iterations, self.start.attempt, self.start.layout)
+        log.info("iteration %d of %d; attempt %d, %s; %s", *begins, timings)
         attention, _ = attention_backend(config)
         loading = time.monotonic() - formed
         self.send(Started(self.start.attempt, self.rank, training.iteration, attention, loading))

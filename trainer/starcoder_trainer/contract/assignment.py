@@ -35,6 +35,9 @@ class Layout:
     def world_size(self) -> int:
         return self.tensor * self.pipeline * self.data
 
+    def __str__(self) -> str:
+        return f"TP{self.tensor} x PP{self.pipeline} x DP{self.data}"
+
 
 @dataclass(frozen=True)
 class CheckpointRef:
