@@ -1,9 +1,9 @@
 """The trainer's model, data, loop and checkpoint format under plain torchrun: no agent, no operator.
 
-Runs in the trainer image or beside it as `python -m torch.distributed.run … torchrun_train.py CONFIG [UNTIL]`, where
-CONFIG is a file with the run's `TrainingConfig` as JSON, and UNTIL the iteration after which it saves and ends, for
-less than the configuration's. Every start claims the ledger for the second it starts in, and resumes from the newest
-checkpoint.
+Runs in the trainer image or beside it as `python -m torch.distributed.run … torchrun_train.py CONFIG [UNTIL BESIDE]`,
+where CONFIG is a file with the run's `TrainingConfig` as JSON. UNTIL is the iteration after which it saves for the last
+time, for less than the configuration's, and BESIDE the number of those that it trains after that. Every start claims
+the ledger for the second it starts in, and resumes from the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     from starcoder_trainer.worker import ENV_CREDENTIALS_DIR
 
     config = TrainingConfig.from_json(Path(sys.argv[1]).read_text())
-    until = int(sys.argv[2]) if len(sys.argv) > 2 else config.training.iterations
+    until, beside = map(int, sys.argv[2:]) if len(sys.argv) > 2 else (config.training.iterations, 0)
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     scratch = Path(os.environ["TMPDIR"])
     cpu.prepare()
@@ -89,6 +89,8 @@ def main() -> None:
         dist.barrier()
 
     train(training, on_step, save, lambda: training.iteration >= until)
+    if beside:
+        train(training, on_step, lambda: None, lambda: training.iteration >= until + beside)
     dist.barrier()
 
 

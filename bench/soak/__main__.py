@@ -13,7 +13,7 @@ import random
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,8 +25,9 @@ from tests.support.cluster import Run, manifest, until
 
 from . import undisturbed
 from .faults import Fault, draw
-from .judge import History, Verdict, judge, unaccounted
+from .judge import Verdict, judge, unaccounted
 from .losses import Losses
+from .trunk import Trunk
 
 REPLICAS, GPUS = 2, 2
 SETTLE = 900.0
@@ -39,6 +40,16 @@ class Settings:
     pause: float
     """Mean seconds between two faults."""
     seed: int
+
+
+@dataclass
+class History:
+    """What was seen while the run was disturbed."""
+
+    faults: list[str] = field(default_factory=list)
+    trunk: Trunk = field(default_factory=Trunk)
+    verified: list[int] = field(default_factory=list)
+    """Iterations of HEAD's newest entry, in the order in which they were seen."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +87,7 @@ def _manifest(name: str) -> dict[str, Any]:
         workers__gpusPerWorker=GPUS,
         training__iterations=10**6,  # the learning rate's schedule depends on it
         checkpoint__everyIterations=20,
-        checkpoint__keepLast=10,  # so that each is seen in HEAD, whatever is away meanwhile
+        checkpoint__keepLast=100,  # each is to be seen in HEAD, whatever is away or mended meanwhile
         elasticity={"spares": 1, "minReplicas": 1, "patience": "20s", "growBack": {"interval": "1m"}},
     )
 
@@ -88,18 +99,17 @@ def _soak(cluster: Cluster, settings: Settings) -> int:
     try:
         _disturb(cluster, run, losses, history, settings)
         cluster.mend()
-        before = run.head().entries[-1].step
+        before = _seen(run, losses, history)
         until(lambda: _seen(run, losses, history) > before + 20, "it trains on after the faults", SETTLE, run.describe)
         last = run.get()
         left_out = unaccounted(last, datetime.now(UTC))
     finally:
         losses.close()
     run.delete()
-    parts = undisturbed.stretches(history.committed, history.layouts)
-    calm = undisturbed.train(cluster, _manifest("undisturbed"), parts, _say)
-    starts = list(losses.starts.values())
-    verdict = judge(history, starts, losses.by_iteration, calm, workers=REPLICAS * GPUS, unaccounted=left_out)
-    _report(history, verdict, last["status"], settings, changes=len(parts) - 1)
+    stretches = history.trunk.stretches()
+    calm = undisturbed.train(cluster, _manifest("undisturbed"), stretches, _say)
+    verdict = judge(history.trunk, history.verified, losses.attempts, calm, unaccounted=left_out)
+    _report(history, verdict, last["status"], settings)
     return 0 if verdict.good else 1
 
 
@@ -136,14 +146,11 @@ def _seen(run: Run, losses: Losses, history: History) -> int:
         losses.follow(run.pod_names())
     entries = run.head().entries
     history.verified.append(entries[-1].step)
-    for entry in entries:
-        history.committed[entry.step] = entry.attempt
-        if entry.attempt not in history.layouts:
-            history.layouts[entry.attempt] = layout_of(run.checkpoint(entry).common)
+    history.trunk.see(entries, lambda entry: layout_of(run.checkpoint(entry).common))
     return entries[-1].step
 
 
-def _report(history: History, verdict: Verdict, status: dict[str, Any], settings: Settings, *, changes: int) -> None:
+def _report(history: History, verdict: Verdict, status: dict[str, Any], settings: Settings) -> None:
     for each in verdict.different[:20]:
         _say(f"different loss at iteration {each}")
     goodput = status.get("goodput") or {}
@@ -158,9 +165,11 @@ def _report(history: History, verdict: Verdict, status: dict[str, Any], settings
                 "byCause": status["restarts"].get("byCause"),
                 "verified_checkpoints_lost": verdict.lost,
                 "silent_restarts_at_0": verdict.restarts_at_zero,
+                "changes_of_layout": len(history.trunk.stretches()) - 1,
                 "losses_compared": verdict.compared,
+                "of_iterations_done_again": verdict.abandoned,
+                "across_changes_of_layout": verdict.beside,
                 "losses_different": len(verdict.different),
-                "changes_of_layout": changes,
                 "ettr": goodput.get("ratio"),
                 "unaccounted": round(verdict.unaccounted, 4),
                 "good": verdict.good,

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
-from starcoder_trainer.contract.assignment import Layout
+from .losses import Told
+from .trunk import Trunk
+from .undisturbed import Undisturbed
 
 TOLERANCE = 1e-4
-"""Of the loss (fp32, dropout 0) of an iteration that was done again, maybe in another layout: rounding, over the few
-iterations since a checkpoint."""
-
+"""Of a loss (fp32, dropout 0) that another layout trained from the same state: rounding, within NEAR iterations."""
+NEAR = 100
 UNACCOUNTED = 0.01
-
-
-@dataclass
-class History:
-    """What was seen while the run was disturbed."""
-
-    faults: list[str] = field(default_factory=list)
-    verified: list[int] = field(default_factory=list)
-    """Iterations of HEAD's newest entry, in the order in which they were seen."""
-    committed: dict[int, int] = field(default_factory=dict)
-    """Attempt by iteration of all checkpoints that HEAD listed."""
-    layouts: dict[int, Layout] = field(default_factory=dict)
-    """By attempt, as its checkpoints say."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +24,15 @@ class Verdict:
     lost: int
     """Times that the newest verified checkpoint went back."""
     restarts_at_zero: int
-    """Times that workers began at iteration 0 though a checkpoint was verified."""
+    """Attempts that began at iteration 0 though a checkpoint was verified."""
     different: tuple[str, ...]
-    """Iterations whose loss is not that of the undisturbed run, with both."""
+    """Losses that are not those of the undisturbed run, with both."""
     compared: int
-    """Iterations whose loss both told."""
+    """Losses of iterations that count, each equal to the last digit where it is not in `different`."""
+    abandoned: int
+    """Losses compared of iterations that were done again later."""
+    beside: int
+    """Losses compared across changes of layout."""
     unaccounted: float
     """Share of the run's life that is in no bucket of status.goodput, or in two."""
 
@@ -49,29 +43,41 @@ class Verdict:
 
 
 def judge(
-    history: History,
-    starts: list[int],
-    disturbed: dict[int, set[str]],
-    calm: dict[int, str],
+    trunk: Trunk,
+    verified: Sequence[int],
+    attempts: Mapping[int, Told],
+    undisturbed: Undisturbed,
     *,
-    workers: int,
     unaccounted: float = 0.0,
 ) -> Verdict:
     """
     Args:
-        starts: iterations at which workers began.
-        disturbed: loss by iteration, all values told.
-        calm: of a run that nobody disturbed, in the same layout at each iteration.
-        workers: of one attempt; so many starts at 0 are the first attempt's.
+        verified: iterations of HEAD's newest entry, in the order in which they were seen.
+        attempts: what each attempt's workers told.
+        undisturbed: the same run, in the layouts of `trunk`.
     """
-    lost = sum(later < earlier for earlier, later in zip(history.verified, history.verified[1:], strict=False))
-    at_zero = max(0, sum(s == 0 for s in starts) - workers) if any(history.verified) else 0
-    different = tuple(
-        f"{i}: {', '.join(sorted(said))} instead of {calm[i]}"
-        for i, said in sorted(disturbed.items())
-        if i in calm and not _equal(said, calm[i])
-    )
-    return Verdict(lost, at_zero, different, len(disturbed.keys() & calm.keys()), unaccounted)
+    lost = sum(later < earlier for earlier, later in pairwise(verified))
+    at_zero = sum(told.start == 0 for told in attempts.values()) - 1 if any(verified) else 0
+    different, compared, abandoned = list[str](), 0, 0
+    for attempt, told in sorted(attempts.items()):
+        for iteration, said in sorted(told.losses.items()):
+            expected = undisturbed.losses.get(iteration)
+            if expected is None:
+                continue
+            counts = trunk.trained_by(iteration) == attempt
+            base = trunk.left_at(attempt, told.start, iteration)
+            exact = counts or trunk.is_all(told.layout, base, iteration)
+            if not exact and iteration - base > NEAR:
+                continue
+            compared, abandoned = compared + counts, abandoned + (not counts)
+            if not all(_equal(each, expected, exact=exact) for each in said):
+                different.append(f"{iteration}, attempt {attempt}: {', '.join(sorted(said))} instead of {expected}")
+    for iteration, loss in sorted(undisturbed.beside.items()):
+        if not _equal(loss, undisturbed.losses[iteration], exact=False):
+            different.append(
+                f"{iteration}, after a change of layout: {undisturbed.losses[iteration]}, before it {loss}"
+            )
+    return Verdict(lost, max(0, at_zero), tuple(different), compared, abandoned, len(undisturbed.beside), unaccounted)
 
 
 def unaccounted(run: dict[str, Any], now: datetime) -> float:
@@ -80,8 +86,5 @@ def unaccounted(run: dict[str, Any], now: datetime) -> float:
     return abs(lived - float(sum(run["status"]["goodput"]["buckets"].values()))) / lived
 
 
-def _equal(said: set[str], expected: str) -> bool:
-    """One that was told is equal to the last digit: what training went on from. The others were done again."""
-    return expected in said and all(
-        math.isclose(float(other), float(expected), rel_tol=0, abs_tol=TOLERANCE) for other in said
-    )
+def _equal(said: str, expected: str, *, exact: bool) -> bool:
+    return said == expected if exact else math.isclose(float(said), float(expected), rel_tol=0, abs_tol=TOLERANCE)

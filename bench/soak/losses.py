@@ -5,15 +5,28 @@ from __future__ import annotations
 import re
 import subprocess
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from devcluster import binaries
 from devcluster.cluster import Cluster
 from examples.demo import stages
 from starcoder_trainer.contract import names
+from starcoder_trainer.contract.assignment import Layout
 
 _DONE = re.compile(r"iteration\s+(\d+)/\d+ \| loss (\S+) \|")  # the bar: a log may break off anywhere
-_BEGINS = re.compile(r"iteration (\d+) of \d+; ")
+_BEGINS = re.compile(r"iteration (\d+) of \d+; attempt (\d+), TP(\d+) x PP(\d+) x DP(\d+); ")
+
+
+@dataclass
+class Told:
+    """What the workers of one attempt told."""
+
+    start: int
+    """Iteration that they began at."""
+    layout: Layout
+    losses: dict[int, set[str]] = field(default_factory=dict)
+    """By iteration, all digits; several Pods tell the same one."""
 
 
 def loss_in(line: str) -> tuple[int, str] | None:
@@ -28,11 +41,7 @@ class Losses:
 
     cluster: Cluster
     run: str
-    by_iteration: dict[int, set[str]] = field(default_factory=dict)
-    """All values that were told of an iteration, all digits; several Pods tell the same one."""
-    starts: dict[str, int] = field(default_factory=dict)
-    """Iterations at which workers began, over all Pods and attempts; by Pod and the runtime's time stamp, since a log
-    that broke off is read again from its first line."""
+    attempts: dict[int, Told] = field(default_factory=dict)
     _followed: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
     _threads: list[threading.Thread] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -53,25 +62,27 @@ class Losses:
     def _begin(self, pod: str) -> None:
         command = [
             str(binaries.path("kubectl")), "--kubeconfig", str(self.cluster.kubeconfig), "-n", stages.NAMESPACE, "logs",
-            pod, "-c", names.CONTAINER_WORKER, "--follow", "--timestamps", "--tail=-1",
+            pod, "-c", names.CONTAINER_WORKER, "--follow", "--tail=-1",
         ]  # fmt: skip
         with self.cluster.inside():
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self._followed[pod] = process
-        thread = threading.Thread(target=self._read, args=(pod, process), daemon=True)
+        thread = threading.Thread(target=self._read, args=(process,), daemon=True)
         self._threads.append(thread)
         thread.start()
 
-    def _read(self, pod: str, process: subprocess.Popen[str]) -> None:
+    def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            self.take(pod, line)
+        self.take(process.stdout)
 
-    def take(self, pod: str, line: str) -> None:
-        """One line of a worker's log, with its time stamp before it."""
-        if done := loss_in(line):
-            with self._lock:
-                self.by_iteration.setdefault(done[0], set()).add(done[1])
-        elif said := _BEGINS.search(line):
-            with self._lock:
-                self.starts[f"{pod} {line.partition(' ')[0]}"] = int(said[1])
+    def take(self, log: Iterable[str]) -> None:
+        """One worker container's lines, from its first on; again, where its log broke off."""
+        told: Told | None = None
+        for line in log:
+            if begins := _BEGINS.search(line):
+                start, attempt, tensor, pipeline, data = map(int, begins.groups())
+                with self._lock:
+                    told = self.attempts.setdefault(attempt, Told(start, Layout(tensor, pipeline, data)))
+            elif told is not None and (done := loss_in(line)):
+                with self._lock:
+                    told.losses.setdefault(done[0], set()).add(done[1])

@@ -2,7 +2,8 @@
 
 Rounding depends on the layout, and training makes more of it with every iteration: after some thousand, two sound runs
 that changed their layouts at other iterations differ by more than any tolerance worth the name. With the layouts the
-same at every iteration, each loss is equal to its last digit, or something was lost.
+same at every iteration, each loss is equal to its last digit, or the disturbed run lost something. What a change of
+layout itself loses both would lose: so at each the old layout trains on for a while beside the new one.
 """
 
 from __future__ import annotations
@@ -12,57 +13,59 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from bench.soak.losses import loss_in
 from devcluster.cluster import Cluster
 from examples.demo import stages
 from starcoder_operator.api.v1alpha1 import read_run
 from starcoder_operator.domain.training_config import training_config
 from starcoder_trainer.contract import names
-from starcoder_trainer.contract.assignment import Layout
 from starcoder_trainer.contract.config import TrainingConfig
 from starcoder_trainer.worker import ENV_CREDENTIALS_DIR
 
+from .losses import loss_in
+from .trunk import Stretch
+
 SCRIPT = Path(__file__).parents[1] / "torchrun_train.py"
+BESIDE = 20
+"""Iterations that the layout before a change trains beside the one after it."""
 TOLD_EVERY = 500
 """Iterations between two words of how far it is."""
+START_SECONDS, ITERATION_SECONDS = 300.0, 5.0
+"""Longest time for a start, and for an iteration."""
 STOP_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Iterations that one layout trained, up to and with `until`."""
+class _Part:
+    """What one start trains."""
 
-    until: int
-    layout: Layout
+    after: int
+    stretch: Stretch
+    beside: int
+    """Iterations after the stretch, which are not saved."""
+
+    @property
+    def last(self) -> int:
+        return self.stretch.until + self.beside
 
 
-def stretches(committed: Mapping[int, int], layouts: Mapping[int, Layout]) -> tuple[Stretch, ...]:
-    """Which layout trained what a checkpoint holds.
-
-    Only the attempt that commits a checkpoint has trained the iterations since the one before: it began there or at
-    one of its own, and whoever trained them earlier was cut off from committing.
-
-    Args:
-        committed: attempt by iteration of all checkpoints that HEAD listed.
-        layouts: by attempt.
-    """
-    found: list[Stretch] = []
-    for until, attempt in sorted(committed.items()):
-        if found and found[-1].layout == layouts[attempt]:
-            found.pop()
-        found.append(Stretch(until, layouts[attempt]))
-    return tuple(found)
+@dataclass(frozen=True)
+class Undisturbed:
+    losses: dict[int, str]
+    """By iteration, all digits."""
+    beside: dict[int, str]
+    """Of iterations after a change of layout, as the layout before it trains them from the same state."""
 
 
 def train(
-    cluster: Cluster, document: dict[str, Any], parts: tuple[Stretch, ...], say: Callable[[str], None]
-) -> dict[int, str]:
-    """Loss by iteration, all digits.
+    cluster: Cluster, document: dict[str, Any], stretches: tuple[Stretch, ...], say: Callable[[str], None]
+) -> Undisturbed:
+    """All stretches, one after the other, each from the checkpoint of the one before.
 
     Args:
         document: the StarCoderRun; its checkpoint URI is empty yet.
@@ -70,17 +73,21 @@ def train(
     Raises:
         RuntimeError: torchrun failed; the message has the end of what it said.
     """
-    losses: dict[int, str] = {}
+    found = Undisturbed({}, {})
     with tempfile.TemporaryDirectory(prefix="undisturbed-") as folder:
         root = Path(folder)
         (root / "config.json").write_text(_config(document).to_json())
         for name, value in zip(names.CREDENTIALS_KEYS, (cluster.s3.access_key, cluster.s3.secret_key), strict=True):
             (root / name).write_text(value)
         (root / "scratch").mkdir()
-        for part in parts:
-            say(f"undisturbed, up to iteration {part.until} of {parts[-1].until}: {part.layout.world_size} workers")
-            _train(cluster, root, part, losses, say)
-    return losses
+        for at, stretch in enumerate(stretches):
+            say(f"undisturbed, to iteration {stretch.until} of {stretches[-1].until}: {stretch.layout}")
+            following = stretches[at + 1].until if at + 1 < len(stretches) else stretch.until
+            after = stretches[at - 1].until if at else 0
+            told = _train(cluster, root, _Part(after, stretch, min(BESIDE, following - stretch.until)), say)
+            found.losses.update({i: loss for i, loss in told.items() if i <= stretch.until})
+            found.beside.update({i: loss for i, loss in told.items() if i > stretch.until})
+    return found
 
 
 def _config(document: dict[str, Any]) -> TrainingConfig:
@@ -92,10 +99,12 @@ def _config(document: dict[str, Any]) -> TrainingConfig:
     )
 
 
-def _train(cluster: Cluster, root: Path, part: Stretch, losses: dict[int, str], say: Callable[[str], None]) -> None:
+def _train(cluster: Cluster, root: Path, part: _Part, say: Callable[[str], None]) -> dict[int, str]:
+    """Loss by iteration."""
+    workers = part.stretch.layout.world_size
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={part.layout.world_size}",
-        str(SCRIPT), str(root / "config.json"), str(part.until),
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}", str(SCRIPT),
+        str(root / "config.json"), str(part.stretch.until), str(part.beside),
     ]  # fmt: skip
     settings = {
         ENV_CREDENTIALS_DIR: str(root),
@@ -103,12 +112,15 @@ def _train(cluster: Cluster, root: Path, part: Stretch, losses: dict[int, str], 
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",
     }
+    losses: dict[int, str] = {}
     with (root / "errors").open("w+") as errors:
         with cluster.inside():
             process = subprocess.Popen(
                 command, env=os.environ | settings, stdout=subprocess.PIPE, stderr=errors, text=True
             )
         assert process.stdout is not None
+        limit = threading.Timer(START_SECONDS + ITERATION_SECONDS * (part.last - part.after), process.terminate)
+        limit.start()
         try:
             for line in process.stdout:
                 if told := loss_in(line):
@@ -117,14 +129,17 @@ def _train(cluster: Cluster, root: Path, part: Stretch, losses: dict[int, str], 
                         say(f"undisturbed: iteration {told[0]}")
             code = process.wait()
         finally:
+            limit.cancel()
             _end(process)
-        if code or part.until not in losses:
+        if code or part.last not in losses:
             raise RuntimeError(
-                f"torchrun ended with {code}, and told no loss of iteration {part.until}:\n{_tail(errors)}"
+                f"torchrun ended with {code}, iteration {max(losses, default=part.after)} of {part.last} done:\n"
+                f"{_tail(errors)}"
             )
+    return losses
 
 
-def _tail(errors: Any) -> str:
+def _tail(errors: IO[str]) -> str:
     errors.seek(0)
     return "\n".join(errors.read().splitlines()[-30:])
 

@@ -73,7 +73,7 @@ def position_of(common: dict[str, str], config: TrainingConfig) -> Position:
 
 
 def layout_of(common: dict[str, str]) -> Layout:
-    """The layout that wrote the checkpoint."""
+    """The degrees of parallelism that wrote the checkpoint. Sequence parallelism writes the same and is not told."""
     return Layout(*json.loads(common["layout"]))
 
 
