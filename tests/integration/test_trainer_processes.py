@@ -128,6 +128,17 @@ def test_a_kill_while_the_kernel_counts_one_for_memory_is_told_as_such(server: S
     assert agent.receive().failure.cause == "Crash"  # type: ignore[union-attr]
 
 
+def test_where_memory_is_short_the_kernel_takes_a_worker_before_the_server(server: Server, agent: Agent) -> None:
+    agent.send(start(0, 1, do="hang"))
+    all_started(agent, 2)
+
+    def adjusted(process: psutil.Process) -> int:
+        return int(Path(f"/proc/{process.pid}/oom_score_adj").read_text())
+
+    before = adjusted(psutil.Process(server.process.pid))
+    assert [adjusted(worker) - before for worker in server.workers()] == [100, 100]
+
+
 @pytest.mark.parametrize("code", [0, 3])
 def test_leaving_without_a_report_is_a_crash_whatever_the_exit_code(server: Server, agent: Agent, code: int) -> None:
     agent.send(start(2, do="exit", code=code))

@@ -21,6 +21,10 @@ from starcoder_trainer.contract.worker import Start, encode_line
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
+_OOM_FIRST = 100
+"""Thousandths of the container's memory limit by which a worker counts for larger than it is when the kernel looks for
+what to kill: of a small model's worker nearly all is shared with the server, which may be the largest."""
 _OOM_FILES = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
 
 
@@ -103,6 +107,7 @@ def _fork(  # noqa: PLR0917
     try:
         os.setsid()
         die_with_parent(server)
+        die_before_parent()
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
@@ -140,6 +145,13 @@ def die_with_parent(parent: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:
         os._exit(70)
+
+
+def die_before_parent() -> None:
+    """Where memory is short, the kernel is to kill this process and not the server, which tells why and starts the next
+    (Linux only)."""
+    with contextlib.suppress(OSError, ValueError):  # where /proc is not to be written, it chooses by size
+        _OOM_SCORE.write_text(str(min(1000, int(_OOM_SCORE.read_text()) + _OOM_FIRST)))
 
 
 def kill_workers(leaders: Iterable[int]) -> None:

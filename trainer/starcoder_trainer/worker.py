@@ -302,9 +302,10 @@ def enter(
 
 def main() -> int:
     """Spawned: `python -m starcoder_trainer.worker RANK CHANNEL_FD [LISTEN_FD]`; `Start` is the first line."""
-    from .processes import die_with_parent
+    from .processes import die_before_parent, die_with_parent
 
     die_with_parent(os.getppid())
+    die_before_parent()
     rank, channel_fd, *rest = map(int, sys.argv[1:])
     channel = socket.socket(fileno=channel_fd)
     with channel.makefile("rb") as lines:
