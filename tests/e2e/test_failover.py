@@ -92,8 +92,9 @@ def test_an_agent_that_is_killed_starts_again_and_takes_its_member_s_place(train
 
 
 def test_a_worker_that_is_out_of_memory_is_told_as_such(trained_on: Cluster) -> None:
-    limits = {"requests": {"cpu": "100m", "memory": "1Gi"}, "limits": {"memory": "2560Mi"}}
-    changes = LONG | {"workers__resources": limits, "workers__sharedMemory": "4Gi"}
+    # What a Pod requests leaves room for its workers to be the kernel's first choice (processes.die_before_parent).
+    limits = {"requests": {"cpu": "100m", "memory": "4Gi"}, "limits": {"memory": "4Gi"}}
+    changes = LONG | {"workers__resources": limits, "workers__sharedMemory": "6Gi"}
     run = Run(trained_on, manifest("oom", **changes)).apply()
     before = run.until_checkpoint()
     # Shared memory counts as the container's and belongs to no process: the largest one, a worker, is killed for it.
