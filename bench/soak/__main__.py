@@ -29,7 +29,8 @@ from .judge import Verdict, judge, unaccounted
 from .losses import Losses
 from .trunk import Trunk
 
-REPLICAS, GPUS = 2, 2
+NODES, REPLICAS, SPARES, GPUS = 4, 3, 1, 2
+"""A node for each Pod: with one node away a spare takes over, with two the run shrinks."""
 SETTLE = 900.0
 """Seconds within which the run must train again once the faults have stopped."""
 
@@ -71,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(cluster: Cluster) -> None:
-    _say("dev cluster: 4 nodes x 2 simulated GPUs, stock node monitor")
+    _say(f"dev cluster: {NODES} nodes x {GPUS} simulated GPUs, stock node monitor")
     with contextlib.redirect_stdout(sys.stderr):
-        cluster.up(ClusterOptions(nodes=4, gpus_per_node=2))
+        cluster.up(ClusterOptions(nodes=NODES, gpus_per_node=GPUS))
         stages.install(cluster, stages.images_in(cluster)["operator"])
         stages.storage(cluster)
         stages.start_data(cluster)
@@ -86,9 +87,11 @@ def _manifest(name: str) -> dict[str, Any]:
         workers__replicas=REPLICAS,
         workers__gpusPerWorker=GPUS,
         training__iterations=10**6,  # the learning rate's schedule depends on it
+        training__globalBatchSize=2 * REPLICAS,
+        training__microBatchSize=2,
         checkpoint__everyIterations=20,
         checkpoint__keepLast=100,  # each is to be seen in HEAD, whatever is away or mended meanwhile
-        elasticity={"spares": 1, "minReplicas": 1, "patience": "20s", "growBack": {"interval": "1m"}},
+        elasticity={"spares": SPARES, "minReplicas": 1, "patience": "10s", "growBack": {"interval": "30s"}},
     )
 
 

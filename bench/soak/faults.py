@@ -32,13 +32,13 @@ def draw(rng: random.Random, cluster: Cluster, run: Run, broken: set[str]) -> Fa
     pod = rng.choice(pods)
     name, node = pod["metadata"]["name"], pod["spec"]["nodeName"]
     member = int(pod["metadata"]["labels"]["starcoder.dev/member"])
-    away = rng.uniform(5, 45)
+    away, node_away = rng.uniform(5, 45), rng.uniform(5, 120)
     faults = (
         Fault(f"worker of {name} is killed", lambda: run.kill_worker(member)),
         Fault(f"Pod {name} is deleted", lambda: _delete(run, name)),
         Fault(f"Pod {name} is deleted without grace", lambda: _delete(run, name, "--grace-period=0", "--force")),
-        Fault(f"node {node} dies", lambda: cluster.kill_node(node), lambda: cluster.start_node(node), away),
-        Fault(f"node {node} is cut off", lambda: cluster.partition(node), lambda: cluster.heal(node), away),
+        Fault(f"node {node} dies", lambda: cluster.kill_node(node), lambda: cluster.start_node(node), node_away),
+        Fault(f"node {node} is cut off", lambda: cluster.partition(node), lambda: cluster.heal(node), node_away),
         Fault("the operator is killed", run.kill_operator),
         Fault("the API server is away", *_component(cluster, "apiserver"), away),
         Fault("S3 is away", *_component(cluster, "s3"), away / 3),
@@ -46,8 +46,8 @@ def draw(rng: random.Random, cluster: Cluster, run: Run, broken: set[str]) -> Fa
         Fault("the controller manager is away", *_component(cluster, "controller-manager"), away),
     )
     drawn = rng.choice(faults)
-    second_node = drawn.what.startswith("node ") and len(well) < len(cluster.nodes)
-    return None if drawn.what in broken or second_node else drawn
+    third_node = drawn.what.startswith("node ") and len(well) < len(cluster.nodes) - 1
+    return None if drawn.what in broken or third_node else drawn
 
 
 def _delete(run: Run, pod: str, *how: str) -> None:
