@@ -95,23 +95,11 @@ def main() -> None:
 
 
 def _write(training: Any, layout: Any, attempt: int, rank: int, scratch: Path) -> Any:
-    from starcoder_trainer.checkpoint.common import Position, describe
-    from starcoder_trainer.checkpoint.live import live_pieces
-    from starcoder_trainer.checkpoint.save import directory_of, save
+    from starcoder_trainer.checkpoint.write import write
     from starcoder_trainer.contract.worker import Saved
 
-    step = training.iteration
-    directory = directory_of(scratch, attempt, step)
-    position = Position(step, training.consumed_samples, training.optimizer.steps)
-    size = save(
-        directory,
-        live_pieces(training.model, training.optimizer),
-        attempt=attempt,
-        step=step,
-        rank=rank,
-        common=describe(training.config, layout, position),
-    )
-    return Saved(attempt, rank, step, str(directory), 0.0, size)
+    directory, size = write(training, layout, attempt=attempt, rank=rank, scratch=scratch)
+    return Saved(attempt, rank, training.iteration, str(directory), 0.0, size)
 
 
 def _upload(saved: Any, store: Any, rank: int, world: int) -> None:

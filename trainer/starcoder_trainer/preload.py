@@ -19,7 +19,7 @@ import psutil  # noqa: E402
 import torch.distributed  # noqa: E402
 
 from starcoder_trainer import assemble, loop, metrics, process_group  # noqa: E402
-from starcoder_trainer.checkpoint import live, load, save  # noqa: E402
+from starcoder_trainer.checkpoint import load, write  # noqa: E402
 from starcoder_trainer.data import dataset  # noqa: E402
 from starcoder_trainer.storage import s3_client  # noqa: E402
 
@@ -28,13 +28,12 @@ s3_client.prepare()
 __all__ = [
     "assemble",
     "dataset",
-    "live",
     "load",
     "loop",
     "megatron",
     "metrics",
     "process_group",
     "psutil",
-    "save",
     "torch",
+    "write",
 ]

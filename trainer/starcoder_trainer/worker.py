@@ -199,21 +199,11 @@ class Worker:
         return functools.cache(lambda uri: open_store(uri, config.storage, credentials, allow_file))
 
     def _save(self, training: Training) -> None:
-        from .checkpoint.common import Position, describe
-        from .checkpoint.live import live_pieces
-        from .checkpoint.save import directory_of, save
+        from .checkpoint.write import write
 
         began, step, attempt = time.monotonic(), training.iteration, self.start.attempt
-        directory = directory_of(Path(self.start.scratch), attempt, step)
-        position = Position(step, training.consumed_samples, training.optimizer.steps)
-        size = save(
-            directory,
-            live_pieces(training.model, training.optimizer),
-            attempt=attempt,
-            step=step,
-            rank=self.rank,
-            common=describe(training.config, self.start.layout, position),
-        )
+        scratch = Path(self.start.scratch)
+        directory, size = write(training, self.start.layout, attempt=attempt, rank=self.rank, scratch=scratch)
         seconds = time.monotonic() - began
         self._checkpoint_seconds += seconds
         self.send(Saved(attempt, self.rank, step, str(directory), seconds, size))
