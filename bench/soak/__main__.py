@@ -27,7 +27,7 @@ from . import undisturbed
 from .faults import Fault, draw
 from .judge import Verdict, judge, unaccounted
 from .losses import Losses
-from .trunk import Trunk
+from .trunk import HistoryGap, Trunk
 
 NODES, REPLICAS, SPARES, GPUS = 4, 3, 1, 2
 """A node for each Pod: with one node away a spare takes over, with two the run shrinks."""
@@ -126,8 +126,12 @@ def _disturb(cluster: Cluster, run: Run, losses: Losses, history: History, setti
             over.undo()
             _say(f"{over.what}: mended")
             broken.remove((when, over))
-        with contextlib.suppress(Exception):  # what is being broken can't always be looked at
+        try:
             _seen(run, losses, history)
+        except HistoryGap:  # no verdict can come of this one
+            raise
+        except Exception:  # what is being broken can't always be looked at
+            pass
         if now >= due and len(broken) < 2:
             due = now + rng.expovariate(1 / settings.pause)
             with contextlib.suppress(Exception):

@@ -10,6 +10,10 @@ from starcoder_trainer.contract.assignment import Layout
 from starcoder_trainer.contract.ledger import Entry
 
 
+class HistoryGap(Exception):
+    """Checkpoints came and went unseen, so that nobody can say any more which iterations counted."""
+
+
 @dataclass(frozen=True)
 class Stretch:
     """Iterations that one layout trained, up to and with `until`."""
@@ -38,11 +42,11 @@ class Trunk:
             layout: of the attempt that wrote a checkpoint; asked once an attempt.
 
         Raises:
-            RuntimeError: nothing of it was listed the last time, so that checkpoints came and went unseen.
+            HistoryGap: nothing of it was listed the last time.
         """
         listed = tuple(entries)
         if self.committed and listed and not any(entry.step in self.committed for entry in listed):
-            raise RuntimeError(
+            raise HistoryGap(
                 f"HEAD lists checkpoints from iteration {listed[0].step} on, and was last seen with that of "
                 f"{max(self.committed)}: look more often, or raise checkpoint.keepLast"
             )

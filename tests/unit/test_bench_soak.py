@@ -8,7 +8,7 @@ import pytest
 
 from bench.soak.judge import NEAR, Verdict, judge, unaccounted
 from bench.soak.losses import Losses, Told
-from bench.soak.trunk import Stretch, Trunk
+from bench.soak.trunk import HistoryGap, Stretch, Trunk
 from bench.soak.undisturbed import Undisturbed
 from devcluster.cluster import Cluster
 from starcoder_trainer.contract.assignment import Layout
@@ -113,7 +113,7 @@ def test_checkpoints_that_came_and_went_unseen_are_an_error() -> None:
     trunk.see([Entry(20, 1, "", "", 0), Entry(40, 1, "", "", 0)], lambda _: WHOLE)
     trunk.see([Entry(40, 1, "", "", 0), Entry(60, 3, "", "", 0)], lambda _: HALF)
     assert trunk.stretches() == (Stretch(40, WHOLE), Stretch(60, HALF))
-    with pytest.raises(RuntimeError, match="from iteration 100 on, and was last seen with that of 60"):
+    with pytest.raises(HistoryGap, match="from iteration 100 on, and was last seen with that of 60"):
         trunk.see([Entry(100, 3, "", "", 0)], lambda _: HALF)
 
 
