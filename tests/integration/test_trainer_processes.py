@@ -16,12 +16,25 @@ from typing import Any
 import psutil
 import pytest
 
+from starcoder_trainer.contract import exits
 from starcoder_trainer.contract.assignment import Layout
 from starcoder_trainer.contract.report import Failure
-from starcoder_trainer.contract.worker import Exited, Leave, Quit, Ready, Start, Started, Stop, Stopped, Terminating
+from starcoder_trainer.contract.worker import (
+    Exited,
+    Leave,
+    Look,
+    Quit,
+    Ready,
+    Seen,
+    Start,
+    Started,
+    Stop,
+    Stopped,
+    Terminating,
+)
 from tests.support.forkserver import Agent, connect, fork_server
 from tests.support.scripted_workers import OOM_FILE
-from tests.support.trainer import listen
+from tests.support.trainer import listen, make_config
 
 SECONDS = 60
 
@@ -137,6 +150,48 @@ def test_where_memory_is_short_the_kernel_takes_a_worker_before_the_server(serve
 
     before = adjusted(psutil.Process(server.process.pid))
     assert [adjusted(worker) - before for worker in server.workers()] == [100, 100]
+
+
+def asked_for_stacks(server: Server, agent: Agent, *ranks: int) -> list[psutil.Process]:
+    """Workers that have written them, and whose look is not answered yet."""
+    agent.send(start(*ranks, do="answer"))
+    all_started(agent, len(ranks))
+    agent.send(Look(1, stacks=True))
+    while any(b"[rank %d]   File" % rank not in server.log() for rank in ranks):
+        assert server.process.poll() is None
+    return server.workers()
+
+
+def test_workers_that_are_stopped_before_they_are_heard_leave_their_stacks(server: Server, agent: Agent) -> None:
+    """Another Pod's agent was faster, and the operator's hold comes before this one's answer."""
+    asked_for_stacks(server, agent, 4, 5)
+    agent.send(Stop(1))
+    seen, stopped = agent.receive(), agent.receive()
+    assert isinstance(seen, Seen)
+    assert [(w.rank, w.state, "scripted_workers.py" in w.stacks) for w in seen.workers] == [
+        (4, "S", True), (5, "S", True),
+    ]  # fmt: skip
+    assert stopped == Stopped(1)
+
+
+def test_a_worker_that_ends_before_it_is_heard_leaves_its_stacks(server: Server, agent: Agent) -> None:
+    """As those do whose connections break because another Pod's workers were ended."""
+    asked_for_stacks(server, agent, 4, 5)[0].kill()
+    assert isinstance(agent.receive(), Exited)
+    seen = agent.receive()
+    assert isinstance(seen, Seen)
+    assert [(w.rank, w.state, "scripted_workers.py" in w.stacks) for w in seen.workers] == [
+        (4, "", True),
+        (5, "S", True),
+    ]
+
+
+def test_a_worker_that_writes_without_end_can_be_stopped_while_it_is_asked(server: Server, agent: Agent) -> None:
+    agent.send(start(0, do="write"))
+    all_started(agent, 1)
+    agent.send(Look(1, stacks=True))
+    agent.send(Stop(1))
+    agent.until(Stopped)
 
 
 @pytest.mark.parametrize("code", [0, 3])
@@ -324,6 +379,25 @@ def test_with_a_second_thread_workers_are_spawned_not_forked(tmp_path: Path) -> 
         agent.close()
     assert (ended.rank, ended.exit_code, ended.failure.cause) == (0, 78, "UserError")
     assert b"rank 0: spawned, not forked: this process has 2 threads, expected 1" in server.log()
+
+
+def test_what_an_image_lacks_is_told_by_the_first_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's own imports fail, and the run is to fail with the sentence that Python has for it."""
+    broken = tmp_path / "megatron"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise ImportError('libmegatron.so: cannot open shared object file')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    path, log = tmp_path / "worker.sock", tmp_path / "log"
+    with fork_server(path, log, "starcoder_trainer.forkserver") as process:
+        agent = connect(path, process)
+        assert isinstance(agent.receive(), Ready)
+        config = make_config(Layout(1, 1, 1)).to_dict()
+        agent.send(replace(start(0), config=config))
+        failure = agent.until(Exited).failure
+        agent.close()
+    assert (failure.cause, failure.exit_code) == ("UserError", exits.USER_ERROR)
+    assert failure.message == "ImportError: libmegatron.so: cannot open shared object file"
+    assert b"can't preload what workers need" in log.read_bytes()
 
 
 def test_the_server_forks_from_one_thread(server: Server, agent: Agent) -> None:

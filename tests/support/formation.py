@@ -84,6 +84,7 @@ def _form(
     import torch.distributed as dist
 
     from starcoder_trainer import process_group
+    from starcoder_trainer.devices import take_device
     from starcoder_trainer.model import cpu
 
     logging.getLogger("starcoder_trainer").addHandler(_Told(said, rank))
@@ -97,13 +98,14 @@ def _form(
         join(*args, **more)
 
     process_group.dist.init_process_group = breaks
+    backend = take_device(rank)
     cpu.prepare()
     meeting = process_group.Meeting(
-        rank, Layout(1, 1, ranks), "127.0.0.1", port, f"test-{port}", "127.0.0.1", rank,
+        rank, Layout(1, 1, ranks), "127.0.0.1", port, f"test-{port}", "127.0.0.1",
         listener.detach() if listener is not None else None,
     )  # fmt: skip
     try:
-        process_group.form(meeting, seconds)
+        process_group.form(meeting, seconds, backend)
         one = torch.ones(1)
         dist.all_reduce(one)
         said.put(("end", rank, one.item()))

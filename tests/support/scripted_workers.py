@@ -16,6 +16,7 @@ import sys
 import threading
 from pathlib import Path
 
+from starcoder_trainer import witness
 from starcoder_trainer.contract.names import ENV_WORKER_SOCKET
 from starcoder_trainer.contract.worker import Exited, Leave, Start, Started, decode_line, encode_line
 from starcoder_trainer.failures import failure_of
@@ -34,6 +35,15 @@ def enter(start: Start, rank: int, channel: socket.socket, listen_fd: int | None
         case "hang":
             say_started()
             signal.pause()
+        case "answer":
+            witness.stand_by(lambda *_: None)
+            say_started()
+            while True:
+                signal.pause()
+        case "write":
+            say_started()
+            while True:
+                os.write(1, b"again and again\n" * 1000)
         case "leave":
             # Trains until it is asked to leave.
             say_started()

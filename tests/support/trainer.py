@@ -177,13 +177,15 @@ def run_ranks(layout: Layout, work: Callable[..., Any], *args: Any) -> list[Any]
 def _rank(
     pipe: Any, rank: int, layout: Layout, port: int, master: socket.socket | None, work: Callable[..., Any], args: Any
 ) -> None:
+    from starcoder_trainer.devices import take_device
     from starcoder_trainer.model import cpu
     from starcoder_trainer.process_group import Meeting, form
 
     try:
+        backend = take_device(rank)
         cpu.prepare()
         fd = os.dup(master.fileno()) if master is not None else None
-        form(Meeting(rank, layout, "127.0.0.1", port, f"test-{port}", "127.0.0.1", rank, fd), 60.0)
+        form(Meeting(rank, layout, "127.0.0.1", port, f"test-{port}", "127.0.0.1", fd), 60.0, backend)
         pipe.send((True, work(*args)))
         pipe.recv()  # the parent kills us: nobody leaves while others are in a collective
     except EOFError:

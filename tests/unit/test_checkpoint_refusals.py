@@ -16,7 +16,7 @@ from starcoder_trainer.checkpoint.index import read_index
 from starcoder_trainer.contract.assignment import CheckpointRef, Layout
 from starcoder_trainer.contract.ledger import Piece, RankManifest, checkpoint_prefix
 from starcoder_trainer.contract.worker import Saved
-from starcoder_trainer.failures import ConfigurationError
+from starcoder_trainer.failures import ConfigurationError, DamagedCheckpointError
 from starcoder_trainer.storage.file import FileStore
 from tests.support.trainer import RUN, make_config
 
@@ -95,7 +95,9 @@ def test_a_manifest_that_was_overwritten_is_not_loaded(saves: Saves) -> None:
     checkpoint = saves.commit()
     path = saves.uploaded("manifest.json")
     path.write_text(path.read_text().replace('"step":4', '"step":5'))
-    with pytest.raises(ConfigurationError, match=r"manifest\.json: found sha256:.*, HEAD says sha256:.*overwritten"):
+    with pytest.raises(
+        DamagedCheckpointError, match=r"manifest\.json: found sha256:.*, HEAD says sha256:.*overwritten"
+    ):
         read_index(saves.store, checkpoint)
 
 
@@ -103,7 +105,7 @@ def test_a_shard_manifest_that_was_overwritten_is_not_loaded(saves: Saves) -> No
     checkpoint = saves.commit()
     path = saves.uploaded("shard-00001.json")
     path.write_text(path.read_text().replace('"start":6', '"start":0'))
-    with pytest.raises(ConfigurationError, match=r"shard-00001\.json: is not what manifest\.json lists"):
+    with pytest.raises(DamagedCheckpointError, match=r"shard-00001\.json: is not what manifest\.json lists"):
         read_index(saves.store, checkpoint)
 
 

@@ -78,11 +78,36 @@ def test_stacks_are_what_a_worker_prints_until_the_answer_is_due(tmp_path: Path)
     assert decode_line(encode_line(seen)) == seen
 
 
-def test_workers_that_are_stopped_meanwhile_leave_no_answer(tmp_path: Path) -> None:
+def test_workers_that_are_about_to_be_killed_are_heard_with_what_they_have_said(tmp_path: Path) -> None:
+    process(tmp_path, DEAD, "S (sleeping)")
     lookout = Lookout(Clock(), tmp_path)
     lookout.ask(Look(3, stacks=True), {4: DEAD})
-    lookout.forget()
+    lookout.printed(4, b"Thread 1")
+    seen = lookout.answer({4: DEAD}, at_once=True)
+    assert seen == Seen(3, (Sight(4, DEAD, "S", "", "Thread 1\n"),), stacks=True)
     assert lookout.patience() is None
+
+
+def test_before_a_simple_look_is_due_there_is_nothing_to_hear(tmp_path: Path) -> None:
+    lookout = Lookout(Clock(), tmp_path)
+    assert lookout.answer({4: DEAD}, at_once=True) is None
+
+
+def test_a_worker_that_ends_before_the_answer_is_due_is_heard_and_told_apart(tmp_path: Path) -> None:
+    """Another Pod was faster to end its own, and broke this one's connections."""
+    clock = Clock()
+    process(tmp_path, DEAD, "S (sleeping)")
+    process(tmp_path, DEAD + 1, "S (sleeping)")
+    lookout = Lookout(clock, tmp_path)
+    lookout.ask(Look(3, stacks=True), {4: DEAD, 5: DEAD + 1})
+    lookout.printed(4, b"Thread 1")
+    lookout.collective(Collective(3, 4, True, "waits"))
+    clock.now += STACKS_SECONDS
+    seen = lookout.answer({5: DEAD + 1})
+    assert seen is not None
+    assert seen.workers == (
+        Sight(4, DEAD, "", "", "Thread 1\n", Collective(3, 4, True, "waits")), Sight(5, DEAD + 1, "S"),
+    )  # fmt: skip
 
 
 def entry(number: int, retired: bool, **more: object) -> dict[str, object]:

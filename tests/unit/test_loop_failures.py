@@ -10,6 +10,8 @@ from starcoder_trainer.contract.codec import ContractError
 from starcoder_trainer.contract.report import Cause
 from starcoder_trainer.failures import (
     ConfigurationError,
+    DamagedCheckpointError,
+    DeviceMissingError,
     DivergedError,
     FormationError,
     cause_of_abort,
@@ -18,9 +20,23 @@ from starcoder_trainer.failures import (
 )
 from starcoder_trainer.storage.store import AccessDenied, Unreachable
 
+ADVICE = (
+    "\nSearch for `cudaErrorECCUncorrectable' in https://docs.nvidia.com/cuda/ for more information."
+    "\nCUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be "
+    "incorrect.\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1"
+    "\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n"
+)
+"""torch ends each message about CUDA with it (c10/cuda/CUDAException.cpp)."""
+
 
 def chained(outer: Exception, inner: Exception) -> Exception:
     outer.__cause__ = inner
+    return outer
+
+
+def met_on_the_way(outer: Exception, inner: Exception) -> Exception:
+    """As `except ImportError:` with another way inside leaves it."""
+    outer.__context__ = inner
     return outer
 
 
@@ -46,6 +62,21 @@ def chained(outer: Exception, inner: Exception) -> Exception:
         (torch.distributed.DistBackendError("NCCL error: unhandled cuda error"), "DeviceError", exits.CRASH),
         (chained(ValueError("in backward"), RuntimeError("CUDA error: uncorrectable ECC")), "DeviceError", exits.CRASH),
         (RuntimeError("CUDA error: device-side assert triggered"), "Crash", exits.CRASH),
+        (torch.AcceleratorError("CUDA error: device-side assert triggered" + ADVICE), "Crash", exits.CRASH),
+        (
+            torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered" + ADVICE),
+            "DeviceError",
+            exits.CRASH,
+        ),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered" + ADVICE), "DeviceError", 70),
+        (torch.AcceleratorError("CUDA error: out of memory" + ADVICE), "OutOfMemory", exits.CRASH),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x"), "OutOfMemory", exits.CRASH),
+        (DeviceMissingError("found 7 CUDA devices"), "DeviceError", exits.CRASH),
+        (chained(FormationError("x"), torch.AcceleratorError("CUDA error: unknown error" + ADVICE)), "DeviceError", 70),
+        (chained(FormationError("x"), RuntimeError("NCCL error: ncclSystemError: socket")), "FormationTimeout", 76),
+        (met_on_the_way(ValueError("x"), ImportError("no orjson, json will do")), "Crash", exits.CRASH),
+        (chained(ValueError("x"), ImportError("no orjson")), "UserError", exits.USER_ERROR),
+        (DamagedCheckpointError("a1/step-00000004/manifest.json: it was overwritten"), "Storage", exits.STORAGE),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "Crash", exits.CRASH),
         (ZeroDivisionError("division by zero"), "Crash", exits.CRASH),
     ],
@@ -71,6 +102,7 @@ WATCHDOG = (
         (["Last error: socketStartConnect: connect to 10.0.0.1<4711> failed: Connection refused"], "Peer"),
         (["what(): CUDA error: uncorrectable ECC error encountered", "Fatal Python error: Aborted"], "DeviceError"),
         (["Assertion `index < size' failed."], "Crash"),
+        (["what(): CUDA error: device-side assert triggered", "Fatal Python error: Aborted"], "Crash"),
         ([], "Crash"),
     ],
 )

@@ -22,6 +22,14 @@ class FormationError(RuntimeError):
     """The process group did not form."""
 
 
+class DeviceMissingError(RuntimeError):
+    """The Pod has fewer usable devices than it was given: one is broken, or its driver is."""
+
+
+class DamagedCheckpointError(RuntimeError):
+    """What the store holds is not what HEAD lists; the leader of the next attempt looks for an older checkpoint."""
+
+
 class DivergedError(RuntimeError):
     """Loss or gradient norm is not a finite number."""
 
@@ -43,43 +51,54 @@ _BROKEN_CONNECTION = re.compile(
     re.IGNORECASE,
 )
 
-_DEVICE = re.compile(
-    r"\b(CUDA|HIP) (driver )?error|CUBLAS_STATUS_|CUDNN_STATUS_|NCCL (WARN|error)|\bnccl(Unhandled|System|Internal)|"
-    r"uncorrectable (NVLink|ECC)|\bXid\b|unspecified launch failure|GPU is lost|fallen off the bus",
+_GPU_WORDS = (
+    r"\b(CUDA|HIP) (driver )?error|CUBLAS_STATUS_|CUDNN_STATUS_|uncorrectable (NVLink|ECC)|\bXid\b|"
+    r"unspecified launch failure|GPU is lost|fallen off the bus|ncclUnhandledCuda|unhandled cuda error"
+)
+_GPU = re.compile(_GPU_WORDS, re.IGNORECASE)
+_DEVICE = re.compile(_GPU_WORDS + r"|NCCL (WARN|error)|\bnccl(Unhandled|System|Internal)", re.IGNORECASE)
+"""What CUDA, its libraries and the driver say, by their headers and by torch's c10/cuda and c10d. NCCL says some of it
+of the network as well, which while a group forms is the likelier."""
+_CODE_ON_DEVICE = re.compile(
+    r"device-side assert triggered|no kernel image is available|invalid device ordinal|named symbol not found",
     re.IGNORECASE,
 )
-"""What CUDA, its libraries and the driver say, by their headers and by torch's c10/cuda and c10d."""
-_CODE_ON_DEVICE = re.compile(
-    r"device-side assert|no kernel image is available|invalid device ordinal|named symbol not found", re.IGNORECASE
-)
-"""Errors of CUDA that the code or its image makes, on any device."""
+"""Errors of CUDA that the code or its image makes, on any device. torch ends every message about CUDA with advice on
+device-side assertions, so the words of one that was triggered are needed."""
+_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
 _VARIES = re.compile(r"0x[0-9a-f]+|\d+(\.\d+)?(e[-+]?\d+)?", re.IGNORECASE)
 """Parts of a message that differ from rank to rank and from time to time."""
 
 
 def classify(error: BaseException) -> Cause:
     """Looks along the chain of causes, so that a storage error wrapped by a library stays a storage error."""
-    for e in _chain(error):
+    for e, follows in _chain(error):
         match e:
-            case StorageError():
+            case StorageError() | DamagedCheckpointError():
                 return "Storage"
             case FormationError():
-                return "FormationTimeout"
-            case ConfigurationError() | ContractError() | ImportError():
+                return "DeviceError" if any(_is_of_device(c, _GPU) for c, _ in _chain(e)) else "FormationTimeout"
+            case ConfigurationError() | ContractError() | ImportError() if follows:
                 return "UserError"
             case MemoryError():
                 return "OutOfMemory"
-            case RuntimeError() if type(e).__name__ in ("OutOfMemoryError", "AcceleratorError") and "memory" in str(e):
-                return "OutOfMemory"
-            case RuntimeError() if "can't allocate memory" in str(e) or "not enough memory" in str(e):
+            case RuntimeError() if _MEMORY.search(str(e)):
                 return "OutOfMemory"
             case RuntimeError() | ConnectionError() if _BROKEN_CONNECTION.search(str(e)):
                 return "Peer"
-            case RuntimeError() if _DEVICE.search(str(e)) and not _CODE_ON_DEVICE.search(str(e)):
+            case _ if _is_of_device(e, _DEVICE):
                 return "DeviceError"
             case _:
                 pass
     return "Crash"
+
+
+def _is_of_device(error: BaseException, said: re.Pattern[str]) -> bool:
+    words = str(error)
+    ours = isinstance(error, DeviceMissingError)
+    return ours or (
+        isinstance(error, RuntimeError) and said.search(words) is not None and not _CODE_ON_DEVICE.search(words)
+    )
 
 
 def cause_of_abort(lines: Iterable[str]) -> tuple[Cause, str]:
@@ -89,11 +108,12 @@ def cause_of_abort(lines: Iterable[str]) -> tuple[Cause, str]:
     reaches Python (torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp).
     """
     told = [" ".join(line.split())[:1000] for line in lines]
-    patterns: dict[Cause, re.Pattern[str]] = {"Peer": _BROKEN_CONNECTION, "DeviceError": _DEVICE}
-    for cause, pattern in patterns.items():
-        for line in reversed(told):
-            if pattern.search(line):
-                return cause, line
+    for line in reversed(told):
+        if _BROKEN_CONNECTION.search(line):
+            return "Peer", line
+    for line in reversed(told):
+        if _DEVICE.search(line) and not _CODE_ON_DEVICE.search(line):
+            return "DeviceError", line
     return "Crash", ""
 
 
@@ -127,10 +147,15 @@ def failure_of(error: BaseException, rank: int, iteration: int | None) -> Failur
     )
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def _chain(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
+    """(exception, whether the one before it says that it follows from this one, and did not only meet it on its way:
+    `except ImportError:` with another way inside is no import error)."""
     seen: set[int] = set()
     e: BaseException | None = error
+    follows = True
     while e is not None and id(e) not in seen:
         seen.add(id(e))
-        yield e
+        yield e, follows
+        if e.__cause__ is None:
+            follows = False
         e = e.__cause__ or (None if e.__suppress_context__ else e.__context__)

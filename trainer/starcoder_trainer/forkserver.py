@@ -52,6 +52,7 @@ log = logging.getLogger(__name__)
 
 ENV_SOCKET = "STARCODER_WORKER_SOCKET"
 _CHUNK = 1 << 16
+_LAST_READS = 16
 _LAST_LINES = 400
 """An abort writes the stacks of all threads after its reason."""
 
@@ -334,13 +335,25 @@ class ForkServer:
     def _stop_workers(self) -> int | None:
         """SIGKILL all sessions and reap them. The attempt they were of; None where there were none."""
         attempt = next((w.attempt for w in self._workers.values()), None)
-        self._lookout.forget()
+        if self._lookout.patience() is not None:
+            self._hear_out()
         kill_workers(self._workers)
         for pid in list(self._workers):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
             self._bury(self._workers.pop(pid))
         return attempt
+
+    def _hear_out(self) -> None:
+        """They were being asked why they hang; what they have said by now is all that there will be."""
+        for worker in self._workers.values():
+            for read in (self._read_messages, self._read_output):
+                for _ in range(_LAST_READS):  # one that writes without end must not keep itself alive
+                    if not read(worker):
+                        break
+        if seen := self._lookout.answer(self._processes(), at_once=True):
+            self._send(seen)
+        self._lookout.forget()
 
     def _reap(self) -> None:
         """Workers that ended by themselves, and orphans that came to PID 1."""
@@ -418,9 +431,12 @@ def main(enter: Enter = enter) -> NoReturn:
 
     server = ForkServer(path, enter, lambda: seconds)
     began = time.monotonic()
-    from . import preload
+    try:
+        from . import preload
 
-    assert preload
+        assert preload
+    except Exception:  # a worker will meet it too, and can tell the operator, which ends the run where that is right
+        log.exception("can't preload what workers need: the first will fail")
     seconds = time.monotonic() - began
     log.info("preloaded in %.1f s, listening on %s", seconds, path)
     if (obstacle := fork_obstacle()) is not None:

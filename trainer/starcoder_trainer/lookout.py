@@ -14,8 +14,9 @@ from .proc_state import proc_state
 from .witness import COLLECTIVE, STACKS
 
 STACKS_SECONDS = 2.0
-"""For workers to write their stacks. Nobody is killed before, so that all agents of a gang that hangs have looked at
-their workers by the time that the first of them breaks everybody's connections."""
+"""For workers to write their stacks. They are not killed before, so that most agents of a gang that hangs have looked
+at their workers by the time that the first of them breaks everybody's connections. What workers that end or are
+stopped meanwhile have said counts all the same."""
 STACKS_BYTES = 64 << 10
 """Of each worker; the first say more than the last."""
 
@@ -28,6 +29,8 @@ class Lookout:
         self._proc = proc
         self._asked: Look | None = None
         self._answer_at = 0.0
+        self._asked_of: dict[int, int] = {}
+        """Rank to process, as it was then."""
         self._stacks: dict[int, bytes] = {}
         self._collectives: dict[int, Collective] = {}
 
@@ -39,7 +42,7 @@ class Lookout:
         if not look.stacks:
             return
         self._answer_at += STACKS_SECONDS
-        self._stacks = dict.fromkeys(processes, b"")
+        self._asked_of, self._stacks = dict(processes), dict.fromkeys(processes, b"")
         self._collectives = {}
         for pid in processes.values():
             found = proc_state(pid, self._proc)
@@ -60,20 +63,30 @@ class Lookout:
         """Seconds until there is something to answer; None where nothing was asked."""
         return None if self._asked is None else max(0.0, self._answer_at - self._clock())
 
-    def answer(self, processes: Mapping[int, int]) -> Seen | None:
-        """Once it is due."""
-        if self._asked is None or self._clock() < self._answer_at:
+    def answer(self, processes: Mapping[int, int], *, at_once: bool = False) -> Seen | None:
+        """Once it is due, or all that there is by now, where that is more than nothing.
+
+        Args:
+            processes: those that live, rank to process. Of others that were asked for their stacks it is told what they
+                have said, and that they ended.
+            at_once: they are about to be killed.
+        """
+        asked = self._asked
+        if asked is None or (self._clock() < self._answer_at and not (at_once and asked.stacks)):
             return None
-        workers = tuple(self._sight(rank, pid) for rank, pid in sorted(processes.items()))
-        seen = Seen(self._asked.attempt, workers, self._asked.stacks)
+        all_asked = self._asked_of | dict(processes)
+        workers = tuple(self._sight(rank, pid, rank in processes) for rank, pid in sorted(all_asked.items()))
+        seen = Seen(asked.attempt, workers, asked.stacks)
         self.forget()
         return seen
 
     def forget(self) -> None:
         """The workers are gone, or all is answered."""
-        self._asked, self._stacks, self._collectives = None, {}, {}
+        self._asked, self._asked_of, self._stacks, self._collectives = None, {}, {}, {}
 
-    def _sight(self, rank: int, pid: int) -> Sight:
+    def _sight(self, rank: int, pid: int, lives: bool) -> Sight:
+        stacks, collective = self._stacks.get(rank, b"").decode(errors="replace"), self._collectives.get(rank)
+        if not lives:  # its number may be another's by now
+            return Sight(rank, pid, "", "", stacks, collective)
         found = proc_state(pid, self._proc)
-        stacks = self._stacks.get(rank, b"").decode(errors="replace")
-        return Sight(rank, pid, found.state, found.waits_in, stacks, self._collectives.get(rank))
+        return Sight(rank, pid, found.state, found.waits_in, stacks, collective)

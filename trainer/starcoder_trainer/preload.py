@@ -18,7 +18,7 @@ import megatron.core.pipeline_parallel  # noqa: E402
 import psutil  # noqa: E402
 import torch.distributed  # noqa: E402
 
-from starcoder_trainer import assemble, loop, metrics, process_group  # noqa: E402
+from starcoder_trainer import assemble, devices, loop, metrics, process_group  # noqa: E402
 from starcoder_trainer.checkpoint import load, write  # noqa: E402
 from starcoder_trainer.data import dataset  # noqa: E402
 from starcoder_trainer.storage import s3_client  # noqa: E402
@@ -28,6 +28,7 @@ s3_client.prepare()
 __all__ = [
     "assemble",
     "dataset",
+    "devices",
     "load",
     "loop",
     "megatron",

@@ -10,13 +10,12 @@ import socket
 import time
 from dataclasses import dataclass
 
-import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from starcoder_trainer.contract.assignment import Layout
 
-from .failures import ConfigurationError, FormationError
+from .failures import FormationError
 
 log = logging.getLogger(__name__)
 
@@ -42,37 +41,28 @@ class Meeting:
     key_prefix: str
     """Of the store's keys: run and attempt, so that a straggler of another attempt can't be taken for a member."""
     interface_address: str
-    local_index: int
-    """Position among the workers of this Pod: its CUDA device."""
     listen_fd: int | None = None
     """Rank 0: the socket that listens on (address, port) already; it is taken over."""
 
 
-def form(meeting: Meeting, timeout_seconds: float) -> None:
+def form(meeting: Meeting, timeout_seconds: float, backend: str) -> None:
     """Join the process group and make megatron's groups.
 
     Rank order is megatron's `tp-cp-ep-dp-pp`: tensor ranks are neighbours, then data ranks, then pipeline stages; with
     a Pod's ranks consecutive, tensor parallelism stays inside it.
 
+    Args:
+        backend: as `devices.take_device` says.
+
     Raises:
         FormationError: not all ranks came in time, or no interface has the address.
-        ConfigurationError: there are fewer CUDA devices than workers in this Pod.
     """
     interface = interface_of(meeting.interface_address)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # without `=`, eth1 would also mean eth10
-    cuda = torch.cuda.is_available()
-    if cuda:
-        found = torch.cuda.device_count()
-        if meeting.local_index >= found:
-            raise ConfigurationError(
-                f"workers.gpusPerWorker: found {found} CUDA devices in this Pod, expected at least "
-                f"{meeting.local_index + 1}"
-            )
-        torch.cuda.set_device(meeting.local_index)
     deadline = time.monotonic() + timeout_seconds
     try:
-        _form_in_tries(meeting, deadline, "nccl" if cuda else "gloo")
+        _form_in_tries(meeting, deadline, backend)
     except (RuntimeError, ValueError, OSError) as e:
         raise FormationError(
             f"rank {meeting.rank} of {meeting.layout.world_size} did not join at {meeting.address}:{meeting.port} "

@@ -114,6 +114,7 @@ class Worker:
         from .assemble import assemble, attention_backend
         from .checkpoint.index import read_index
         from .checkpoint.load import load
+        from .devices import take_device
         from .loop import Training, train
         from .model import cpu
         from .process_group import form
@@ -121,6 +122,7 @@ class Worker:
         assert preload
         pace = Pace(self.start.attempt, config.hang, self._stamps())
         pace.enter("form")
+        backend = take_device(self.start.ranks.index(self.rank))
         cpu.prepare()
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         timings = _Timings()
@@ -130,7 +132,7 @@ class Worker:
         opened = reading.submit(self._open_samples, config, stores, Path(self.start.scratch) / "data")
         store = stores(config.checkpoint.uri)
         index = reading.submit(read_index, store, checkpoint) if checkpoint is not None else None
-        form(self._meeting(config), float(os.environ.get(ENV_FORMATION_SECONDS, FORMATION_SECONDS)))
+        form(self._meeting(config), float(os.environ.get(ENV_FORMATION_SECONDS, FORMATION_SECONDS)), backend)
         timings.lap("formed")
         formed = time.monotonic()
         pace.formed(checkpoint.step if checkpoint else 0)
@@ -187,7 +189,6 @@ class Worker:
             port=self.start.master_port,
             key_prefix=f"{config.run.uid}/{self.start.attempt}",
             interface_address=self.start.interface_address,
-            local_index=self.start.ranks.index(self.rank),
             listen_fd=self._listen_fd,
         )
 

@@ -131,7 +131,7 @@ def _suspicion(stamp: Stamp | None, sight: Sight | None) -> tuple[int, ...]:
 
 
 def _evidence(stamp: Stamp | None, sight: Sight | None) -> int:
-    if sight is None:
+    if sight is None or not sight.state:
         return WAITING  # it has ended since, because others did
     if sight.state == "T":
         return STOPPED
@@ -151,6 +151,8 @@ def _sentence(stamp: Stamp | None, sight: Sight | None) -> str:
     else:
         words.append(f"is in phase {stamp.phase} after iteration {stamp.iteration}")
     if sight is not None:
+        if not sight.state:
+            words.append("and has ended since, as others did")
         if sight.state == "T":
             words.append("and is stopped by a signal (process state T)")
         elif sight.state:
@@ -168,6 +170,6 @@ def account(overdue: Overdue, stamps: Mapping[int, Stamp], seen: tuple[Sight, ..
         lines += [
             "",
             f"rank {sight.rank}, process {sight.pid}: {_sentence(stamps.get(sight.rank), sight)}",
-            sight.stacks or "no stacks: it did not answer the signal\n",
+            sight.stacks or "no stacks: it did not answer the signal in time\n",
         ]
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from starcoder_trainer.contract.ledger import (
     checkpoint_prefix,
     digest_of,
 )
-from starcoder_trainer.failures import ConfigurationError
+from starcoder_trainer.failures import ConfigurationError, DamagedCheckpointError
 from starcoder_trainer.storage.store import ObjectStore
 
 from .cover import BadPieces, check_pieces
@@ -89,12 +89,12 @@ def read_index(store: ObjectStore, checkpoint: CheckpointRef) -> Index:
 
     Raises:
         StorageError: one can't be read.
-        ConfigurationError: one is not what HEAD or the manifest says, or the pieces don't make whole tensors.
+        DamagedCheckpointError: one is not what HEAD or the manifest says, or the pieces don't make whole tensors.
     """
     prefix = checkpoint_prefix(checkpoint.attempt, checkpoint.step)
     data = store.get(f"{prefix}/{MANIFEST}").data
     if digest_of(data) != checkpoint.digest:
-        raise ConfigurationError(
+        raise DamagedCheckpointError(
             f"{store.uri}/{prefix}/{MANIFEST}: found {digest_of(data)}, HEAD says {checkpoint.digest}; "
             "it was overwritten"
         )
@@ -103,14 +103,14 @@ def read_index(store: ObjectStore, checkpoint: CheckpointRef) -> Index:
     for shard in manifest.shards:
         text = store.get(f"{prefix}/{shard.name}").data
         if len(text) != shard.size or hashlib.sha256(text).hexdigest() != shard.sha256:
-            raise ConfigurationError(
+            raise DamagedCheckpointError(
                 f"{store.uri}/{prefix}/{shard.name}: is not what {MANIFEST} lists; it was overwritten"
             )
         pieces.extend(ShardManifest.from_json(text).pieces)
     try:
         check_pieces(pieces, {file.name: file.size for file in manifest.files})
     except BadPieces as e:
-        raise ConfigurationError(f"{store.uri}/{prefix}: {e}") from e
+        raise DamagedCheckpointError(f"{store.uri}/{prefix}: {e}") from e
     return index_pieces(pieces, manifest.common)
 
 

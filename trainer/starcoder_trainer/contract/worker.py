@@ -145,7 +145,7 @@ class Sight:
     rank: int
     pid: int
     state: str
-    """The kernel's letter (`R` runs, `S` sleeps, `D` waits for a device or a disk, `T` is stopped); empty: unknown."""
+    """The kernel's letter (`R` runs, `S` sleeps, `D` waits for a device or a disk, `T` is stopped); empty: it ended."""
     waits_in: str = ""
     """The kernel's function that it sleeps in, where that is told."""
     stacks: str = ""
