@@ -217,7 +217,9 @@ class Observer:
         except ContractError as e:
             _warn_once(memory, found["metadata"]["resourceVersion"], f"the assignment can't be read: {e}")
             return None
-        return AssignmentView(found["metadata"]["resourceVersion"], assignment, data.get(names.CONFIG_KEY, ""))
+        meta = found["metadata"]
+        age = self._sightings.age(f"assignment/{meta['uid']}", f"{assignment.attempt} {assignment.phase}")
+        return AssignmentView(meta["resourceVersion"], assignment, data.get(names.CONFIG_KEY, ""), age)
 
     async def _gang(
         self, spec: StarCoderRunSpec, namespace: str, run: str, memory: RunMemory

@@ -70,11 +70,20 @@ class Agent:
     _boots = itertools.count()
 
     def __init__(
-        self, *, run_uid: str, pod: str, member: int, incarnation: int, node: str, world: World, relays: bool = True
+        self,
+        *,
+        run_uid: str,
+        pod: str,
+        member: int,
+        incarnation: int,
+        node: str,
+        world: World,
+        relays: bool = True,
+        grace: float = m.GRACE_SECONDS,
     ) -> None:
         self.member, self.world = member, world
         self.boot_id = f"boot-{next(self._boots)}"
-        me = m.Identity(run_uid, self.boot_id, pod, incarnation, node, f"10.0.0.{member}", "/scratch")
+        me = m.Identity(run_uid, self.boot_id, pod, incarnation, node, f"10.0.0.{member}", "/scratch", grace)
         self.machine = machine.Machine(me, world.now)
         self.heartbeats = Heartbeats(
             member=member, incarnation=incarnation, boot_id=self.boot_id, rhythm=USUAL, now=world.now
@@ -121,6 +130,7 @@ class Agent:
         if not self.connected and not self.quit:
             self.connected = True
             self.tell(m.WorkersReady(now))
+        self.tell(m.Ticked(now))
         events, self.pending = self.pending, []
         for event in events:
             self.tell(event)

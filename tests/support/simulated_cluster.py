@@ -93,6 +93,7 @@ class SimulatedCluster:
         """Nodes whose GPUs others hold."""
         self.groups: dict[str, GangView] = {}
         self.assignment: AssignmentView | None = None
+        self.phase_since = 0.0
         self.access = False
         self.budget: int | None = None
         self.gang_api = self.gang_field = True
@@ -153,7 +154,7 @@ class SimulatedCluster:
             nodes=dict(self.nodes),
             gang=newest if self.native and self.gang_api else None,
             gang_api=self.gang_api or not self.native,
-            assignment=self.assignment,
+            assignment=replace(self.assignment, phase_for=now - self.phase_since) if self.assignment else None,
             budget=self.budget,
             rbac_present=self.access,
             now=after(EPOCH, now),
@@ -320,6 +321,8 @@ class SimulatedCluster:
         before = self.assignment
         if before and before.assignment.phase == "run" and written.phase == "hold":
             assert written.attempt > before.assignment.attempt, "a running attempt is held again"
+        if before is None or (before.assignment.attempt, before.assignment.phase) != (written.attempt, written.phase):
+            self.phase_since = self.world.now
         self.assignment = AssignmentView(str(next(self._versions)), written, action.config_json)
 
     # What the cluster does by itself
@@ -440,7 +443,7 @@ class SimulatedCluster:
         view = pod.view
         pod.agent = Agent(
             run_uid=self.uid, pod=view.name, member=view.member, incarnation=view.incarnation, node=view.node,
-            world=self.world, relays=self.relaying,
+            world=self.world, relays=self.relaying, grace=float(self.spec.workers.termination_grace_period_seconds),
         )  # fmt: skip
 
     def _agent(self, pod: Pod) -> None:

@@ -379,6 +379,16 @@ async def test_the_assignment_comes_with_its_version_and_configuration(bench):
     assert seen.resource_version == bench.server.things[CONFIG_MAPS, "good-assignment"]["metadata"]["resourceVersion"]
 
 
+async def test_an_attempt_is_seen_with_the_time_for_which_it_is_in_its_phase(bench):
+    bench.server.add(assignment.config_map(OWNER, ASSIGNMENT, "{}"))
+    assert (await bench.look()).assignment.phase_for == 0
+    bench.time.seconds += 12
+    assert (await bench.look()).assignment.phase_for == 12
+    drained = assignment.config_map(OWNER, replace(ASSIGNMENT, phase="drain"), "{}")
+    bench.server.things[CONFIG_MAPS, "good-assignment"]["data"] = drained["data"]
+    assert (await bench.look()).assignment.phase_for == 0
+
+
 async def test_an_assignment_that_makes_no_sense_counts_as_none(bench):
     broken = assignment.config_map(OWNER, ASSIGNMENT, "{}")
     broken["data"][names.ASSIGNMENT_KEY] = "{"

@@ -356,6 +356,15 @@ def test_it_grows_when_there_is_room_and_not_before_the_interval_and_no_iteratio
     assert ("Normal", reasons.RESIZED) in run.told
 
 
+def test_a_gang_that_does_not_leave_in_time_to_grow_is_ended_and_says_what_that_cost() -> None:
+    run = shrunk(3, 1, growBack={"interval": "2m"}).holds_up(0, "upload")
+    run.node_returns("node-2").until(lambda s: s.draining is not None).until(lambda s: s.attempt == 3)
+    assert ("Warning", reasons.GRACE_EXCEEDED) in run.told
+    assert run.status.restarts.total == 1, "nothing has failed"
+    run.training()
+    assert run.at_work == [0, 1, 2]
+
+
 def test_it_grows_by_what_there_is_and_waits_the_interval_for_the_rest() -> None:
     run = (
         make_run().workers(4).at_least(2, growBack={"interval": "1m"}).with_spec(training__iterations=10**6).training()

@@ -7,7 +7,11 @@ from dataclasses import replace
 import pytest
 
 from starcoder_operator.domain import reasons
+from starcoder_operator.domain.leaving import time_left
 from starcoder_operator.domain.plan import DeletePod, WriteAssignment
+from starcoder_operator.domain.timestamps import after
+from starcoder_trainer.agent.messages import StorageTrouble
+from starcoder_trainer.contract.report import Problem
 from tests.support.scenarios import Scenario, make_run
 
 GRACE = 300
@@ -57,7 +61,32 @@ def test_a_suspended_run_whose_workers_do_not_leave_is_stopped_when_the_grace_pe
     assert writes(run) == []
     run.waits(3).passes()
     assert writes(run) == [(1, "stop")]
+    assert run.said("Training") == ("False", reasons.GRACE_EXCEEDED)
+    assert run.condition("Training").message == (
+        f"the gang was to leave with a checkpoint within {GRACE} s (workers.terminationGracePeriodSeconds), and 0 of 3 "
+        "members have: a-w0-0, a-w1-0, a-w2-0 still save or upload; training starts over, since no checkpoint is "
+        "verified"
+    )
     run.until(lambda s: s.reason == reasons.SUSPENDED)
+    assert ("Warning", reasons.GRACE_EXCEEDED) in run.told
+
+
+def test_a_suspended_run_whose_checkpoint_s3_does_not_take_says_so_while_it_waits_and_when_it_goes() -> None:
+    run = amid().holds_up(1, "upload").suspended().until_quiet(5)
+    problem = Problem("StorageUnreachable", "no answer from the endpoint")
+    run.pod(1).agent.tell(StorageTrouble(run.cluster.world.now, problem))
+    run.until_quiet(5)
+    assert run.said("CheckpointVerified") == ("False", "StorageUnreachable")
+    assert run.said("Training") == ("False", reasons.SUSPENDING)
+    run.waits(GRACE).passes()
+    assert "2 of 3 members have: no answer from the endpoint; training goes on" in run.condition("Training").message
+
+
+def test_a_wall_clock_that_is_set_cuts_no_checkpoint_short() -> None:
+    run = amid().holds_up(1, "upload").suspended().until_quiet(5)
+    assert run.status.draining is not None
+    later = replace(run.snapshot, now=after(run.status.draining.since, 3600))
+    assert time_left(later) == time_left(run.snapshot) > GRACE - 30
 
 
 @pytest.mark.parametrize("state", ["held", "starting"])
@@ -125,14 +154,31 @@ def test_a_pod_that_shows_as_succeeded_while_its_agent_uploads_is_still_waited_f
     assert run.status.restarts.by_cause == {"Disrupted": 1}
 
 
-def test_a_pod_that_can_t_leave_within_its_grace_period_ends_the_attempt_then_and_not_before() -> None:
+def test_a_pod_that_can_t_leave_within_its_grace_period_says_so_shortly_before_and_not_earlier() -> None:
     run = amid(workers__terminationGracePeriodSeconds=40).holds_up(1, "workers").evicted(1)
-    run.until_quiet(38)
+    run.until_quiet(29)
     assert run.status.attempt == 1
     run.until_quiet(4)
     assert run.status.attempt == 2
     assert run.status.restarts.by_cause == {"Disrupted": 1}
+    last = run.status.last_failure
+    assert last is not None
+    assert last.message == (
+        "Pod a-w1-0 was disrupted (EvictionByEvictionAPI); Pod a-w1-0 ends: the workers have not come to the end of "
+        "their iteration after 40 s; training goes on from the newest verified checkpoint. Raise "
+        "workers.terminationGracePeriodSeconds"
+    )
     assert run.training().status.restarts_without_progress == 0
+
+
+def test_a_gang_that_does_not_leave_for_a_pod_that_is_long_gone_is_ended_for_its_cause() -> None:
+    run = amid(workers__terminationGracePeriodSeconds=40).holds_up(2, "upload").evicted(1)
+    run.until(lambda s: s.attempt == 2)
+    last = run.status.last_failure
+    assert last is not None
+    assert last.cause == "Disrupted"
+    assert "within 40 s" in last.message
+    assert "a-w2-0 still save or upload" in last.message
 
 
 def test_a_pod_deleted_by_force_is_lost_at_once() -> None:

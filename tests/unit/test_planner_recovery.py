@@ -9,8 +9,9 @@ import pytest
 from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
 from starcoder_operator.domain import reasons
 from starcoder_operator.domain.hearing import USUAL
+from starcoder_operator.domain.patience import AWAIT_CAUSE
 from starcoder_operator.domain.plan import EmitEvent, WriteAssignment
-from starcoder_operator.domain.planner import AWAIT_CAUSE, plan
+from starcoder_operator.domain.planner import plan
 from starcoder_operator.domain.snapshot import ContainerView
 from starcoder_trainer.contract import names
 from starcoder_trainer.contract.report import Problem

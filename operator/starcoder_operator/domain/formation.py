@@ -47,6 +47,8 @@ class Hold:
     """Explains the failure before better than what was known when its attempt ended."""
     planned: bool = False
     """Nothing has failed: the attempt before gives way."""
+    unsaved: bool = False
+    """It was to leave with a checkpoint, and has not in time."""
 
 
 @dataclass(frozen=True)
@@ -289,6 +291,8 @@ def _while_running(snapshot: Snapshot, members: tuple[MemberView, ...], current:
     departures = [because] if because is not None else []
     departures += [f for m in at_work if m.index in gang.excused and (f := failure.lost(m)) is not None]
     first = failure.primary([*failures, *departures]) if failures else None
+    if first is not None and gang.cut_short:
+        first = replace(first, message=f"{first.message}; {gang.cut_short}")
     if first is None:
         if len(done) == len(at_work):
             why = "trained to the end of its configuration, and spec.training.iterations is beyond it"
@@ -297,7 +301,7 @@ def _while_running(snapshot: Snapshot, members: tuple[MemberView, ...], current:
             return _after_leaving(snapshot, members, gang, departures)
         if all_silent(members):
             return Unclear()
-        if gang.going and current.phase == "run":
+        if (gang.going or gang.asked) and current.phase == "run":
             return Drain(replace(current, phase="drain"), failure.primary(departures))
         if gang.asked:
             return Leave(str(gang), failure.primary(departures))

@@ -12,16 +12,18 @@ from dataclasses import dataclass
 
 from starcoder_operator.api.v1alpha1 import Draining, StarCoderRunStatus
 from starcoder_trainer.contract.assignment import Assignment
-from starcoder_trainer.contract.report import Report
+from starcoder_trainer.contract.report import ProblemReason, Report
 
 from .failure import Cause, Failure
 from .members import LossKind, MemberView
 from .snapshot import Snapshot
-from .timestamps import seconds_between
 
 AT_WORK = frozenset({"starting", "training", "draining"})
 """States of an agent whose workers, or whose uploads, an end by force would cut short."""
+MOST_NAMED = 3
+"""Pods, in a message."""
 OUT = frozenset({"left", "done"})
+_GAVE_UP: ProblemReason = "GraceExceeded"
 _FAREWELL = frozenset({"draining", "left", "done"})
 
 
@@ -38,6 +40,8 @@ class Leaving:
     busy: tuple[MemberView, ...]
     """Not lost and at work, those that are going among them."""
     members: int
+    cut_short: str = ""
+    """What an agent says that had to give up before the checkpoint was whole."""
 
     @property
     def complete(self) -> bool:
@@ -80,6 +84,7 @@ def leaving(snapshot: Snapshot, current: Assignment, at_work: tuple[MemberView, 
         left=left,
         busy=busy,
         members=len(at_work),
+        cut_short=next((p.message for _, r in said if (p := r.problem) is not None and p.reason == _GAVE_UP), ""),
     )
 
 
@@ -110,9 +115,26 @@ def reason_to_leave(snapshot: Snapshot, at_work: tuple[MemberView, ...]) -> Fail
 
 
 def time_left(snapshot: Snapshot) -> float:
-    """Seconds for which a gang that was told to leave is still waited for."""
-    known, grace = snapshot.status.draining, snapshot.spec.workers.termination_grace_period_seconds
-    return float(grace) if known is None else grace - seconds_between(known.since, snapshot.now)
+    """Seconds for which a gang that was told to leave is still waited for; by our own clock, since a wall clock that is
+    set must not cut a checkpoint short."""
+    view, grace = snapshot.assignment, float(snapshot.spec.workers.termination_grace_period_seconds)
+    return grace - view.phase_for if view is not None and view.assignment.phase == "drain" else grace
+
+
+def left_unsaved(snapshot: Snapshot, gang: Leaving) -> str:
+    """Why iterations are trained again: its time is up, and the gang has not left."""
+    grace = snapshot.spec.workers.termination_grace_period_seconds
+    reports = [r for m in gang.busy if (r := _lease_report(m)) is not None]
+    hindrance = next((r.problem.message for r in reports if r.problem is not None), "")
+    slow = [m.pod_name for m in gang.busy][:MOST_NAMED]
+    why = hindrance or f"{', '.join(slow)} still save or upload" if slow else "members are gone"
+    newest = snapshot.status.checkpoint
+    then = "goes on from the newest verified checkpoint" if newest else "starts over, since no checkpoint is verified"
+    return (
+        f"the gang was to leave with a checkpoint within {grace} s (workers.terminationGracePeriodSeconds), and "
+        f"{len(gang.left)} of {gang.members} members have: {why}; training {then}"
+        + (f", iteration {newest.iteration}" if newest else "")
+    )
 
 
 def _lease_report(member: MemberView) -> Report | None:

@@ -15,7 +15,7 @@ from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
 from starcoder_operator.api.v1alpha1.status import State
 from starcoder_trainer.contract.assignment import Assignment
 
-from . import avoidance, backoff, budget, failure, goodput, progress, reasons, situation, sizing, story, user_error
+from . import avoidance, budget, failure, goodput, patience, progress, reasons, situation, sizing, story, user_error
 from .conditions import Claim, merged
 from .elasticity import pool_size
 from .failure import Failure, Response
@@ -36,7 +36,7 @@ from .formation import (
     next_attempt,
 )
 from .hearing import USUAL, Limits
-from .leaving import Leaving, leaving, time_left, told_to_leave
+from .leaving import Leaving, leaving, left_unsaved, time_left, told_to_leave
 from .looks import LOOK_AT_LEAVING, look_again
 from .members import MemberView, members_of
 from .placement import Placement, place, unchanged
@@ -57,10 +57,6 @@ from .training_config import training_config
 from .validation import name_problems, problems
 
 OVER: tuple[State, ...] = ("Succeeded", "Failed")
-AWAIT_CAUSE = 3.0
-"""Seconds for which a lost connection waits for its cause. One that shows later still replaces it in the count."""
-AWAIT_LAST_CAUSE = 60.0
-"""The same where counting it would make the run fail: longer than a dead node takes to be NotReady (50 s)."""
 LINGER = 60.0
 """Seconds that Pods get to end by themselves, and so to keep their logs, once the run is over."""
 
@@ -127,13 +123,18 @@ def _suspended(snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[Me
         reason, message = reasons.SUSPENDING, f"workers stop: {standing} Pods are still there"
     else:
         reason, message = reasons.SUSPENDED, "the run is suspended (spec.suspend) and holds no GPU"
-    said = (Claim("Training", "False", reason, message), Claim("Complete", "False", reasons.IN_PROGRESS))
+    training = Claim("Training", "False", reason, message)
+    in_progress = Claim("Complete", "False", reasons.IN_PROGRESS)
     accepted = situation.accepted(replace(snapshot, problems={}))
     if gang is not None and not drained:
         status = told_to_leave(progress.resting(status), None, snapshot.now)
-        return Outcome(status, status.state, (accepted, *said), _tell(snapshot, "drain"), LOOK_AT_LEAVING)
+        saved = situation.checkpoint_verified(snapshot, status, gang.busy)
+        said = (accepted, saved, training, in_progress)
+        return Outcome(status, status.state, said, _tell(snapshot, "drain"), LOOK_AT_LEAVING)
+    if gang is not None:
+        training = Claim("Training", "False", reasons.GRACE_EXCEEDED, left_unsaved(snapshot, gang))
     scheduled = Claim("Scheduled", "False", reason, message)
-    claims = (accepted, scheduled, *situation.not_degraded(snapshot, reason, message), *said)
+    claims = (accepted, scheduled, *situation.not_degraded(snapshot, reason, message), training, in_progress)
     actions = (*_tell(snapshot, "stop"), *_delete(snapshot.pods, "the run is suspended"), *_delete_gang(snapshot))
     state: State = status.state if standing and status.state != "Suspended" else "Suspended"
     return Outcome(progress.resting(status), state, claims, actions)
@@ -165,8 +166,7 @@ def _over(snapshot: Snapshot, status: StarCoderRunStatus) -> Outcome:
 def _wanted(snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[MemberView, ...], limits: Limits) -> Outcome:
     """A run that is to train."""
     config = training_config(snapshot.name, snapshot.namespace, snapshot.uid, snapshot.spec).to_json()
-    decision = _out_of_patience(snapshot, status, members, decide(snapshot, members, config))
-    decision = _backed_off(snapshot, status, decision)
+    decision = patience.over(snapshot, status, members, decide(snapshot, members, config))
     if isinstance(decision, Finished):
         return _succeeded(snapshot, status, members)
     status, decision = _counted(snapshot, status, decision)
@@ -224,7 +224,7 @@ def _wanted(snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[Membe
         claims,
         (*forgiving, *_in_order(snapshot, placement, _written(snapshot, write, config))),
         look_again(
-            snapshot, members, decision, placement, limits=limits, patience=_patience(snapshot, snapshot.status)
+            snapshot, members, decision, placement, limits=limits, patience=patience.left(snapshot, snapshot.status)
         ),
     )
 
@@ -245,43 +245,6 @@ def _counted(snapshot: Snapshot, status: StarCoderRunStatus, decision: Decision)
         case Hold(found=Failure() as found):
             return avoidance.noted(failure.reattributed(status, found), (found,), ttl=ttl, now=now), decision
     return status, decision
-
-
-def _out_of_patience(
-    snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[MemberView, ...], decision: Decision
-) -> Decision:
-    """A lost connection whose cause has not shown in time is counted as what it is; a gang that does not leave in time
-    is ended."""
-    match decision:
-        case AwaitCause(failure, signs) if _patience(snapshot, status) <= 0:
-            return Ended(failure, signs)
-        case Leave() if time_left(snapshot) <= 0:
-            return Hold(held(snapshot, members, next_attempt(snapshot)), "the gang did not leave in time")
-    return decision
-
-
-def _backed_off(snapshot: Snapshot, status: StarCoderRunStatus, decision: Decision) -> Decision:
-    """An attempt that could run now waits where too many before it have failed."""
-    if not isinstance(decision, Go):
-        return decision
-    moment = backoff.until(snapshot.spec.failure_policy.backoff, snapshot.uid, status, snapshot.now)
-    if moment is None:
-        return decision
-    count, allowed = backoff.repeats(status) + 1, "any number is"
-    if status.last_failure is not None and failure.was_charged(status.last_failure):
-        allowed = f"{snapshot.spec.failure_policy.max_restarts_without_progress} are"
-    why = f"{count} failures without a newer verified checkpoint ({allowed} allowed): tries again at {moment}"
-    return BackOff(moment, why)
-
-
-def _patience(snapshot: Snapshot, status: StarCoderRunStatus) -> float:
-    """Seconds for which the cause of a lost connection is still waited for."""
-    told = snapshot.status.condition("Training")
-    waited = 0.0
-    if told is not None and told.reason in (reasons.PEER_LOST, reasons.HANGS):
-        waited = seconds_between(told.last_transition_time, snapshot.now)
-    limit = snapshot.spec.failure_policy.max_restarts_without_progress
-    return (AWAIT_LAST_CAUSE if status.restarts_without_progress >= limit else AWAIT_CAUSE) - waited
 
 
 def _given_up(

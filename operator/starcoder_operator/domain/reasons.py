@@ -38,6 +38,8 @@ HANGS = "Hangs"
 """Workers make no progress; for a moment the operator waits to learn which of them is to blame."""
 DRAINING = "Draining"
 """The gang leaves with a checkpoint, because one of its Pods is on its way out or the run is to be placed anew."""
+GRACE_EXCEEDED = "GraceExceeded"
+"""The gang was to leave with a checkpoint, and did not in time. An agent whose Pod ends says the same of its part."""
 AGENTS_SILENT = "AgentsSilent"
 """No agent's Lease is renewed: more likely the API than the whole gang."""
 
@@ -70,6 +72,6 @@ WARNINGS = frozenset({
     INVALID_SPEC, POD_INVALID, UNSCHEDULABLE, GATED, REFUSED, GANG_API_ABSENT, GANG_FIELD_DROPPED, IMAGE_PULL_FAILED,
     CONTAINER_CONFIG_ERROR, CONTAINER_CRASHING, AGENTS_SILENT, RESTARTS_EXHAUSTED, SHRUNK,
     "CredentialsMissing", "StorageAccessDenied", "BucketNotFound", "StorageUnreachable", "DataNotFound", "DataInvalid",
-    "TokenizerMismatch", "CheckpointForeign", "CheckpointLost", "WorkerNotReady", "WorkersStuck", "GraceExceeded",
+    "TokenizerMismatch", "CheckpointForeign", "CheckpointLost", "WorkerNotReady", "WorkersStuck", GRACE_EXCEEDED,
 })  # fmt: skip
 """Reasons that tell of trouble: entering one makes a Warning Event."""

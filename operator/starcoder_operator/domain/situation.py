@@ -134,6 +134,8 @@ def training(snapshot: Snapshot, at_work: tuple[MemberView, ...], decision: Deci
             )
         case Finished():
             return Claim("Training", "False", reasons.SUCCEEDED, "the last iteration is trained")
+        case Hold(why=why, unsaved=True):
+            return Claim("Training", "False", reasons.GRACE_EXCEEDED, why)
         case Stay(waiting) | Hold(why=waiting):
             return Claim("Training", "False", *_why_not_training(snapshot, at_work, waiting, outlook))
         case Go():

@@ -127,6 +127,8 @@ class AssignmentView:
     resource_version: str
     assignment: Assignment
     config_json: str
+    phase_for: float = 0.0
+    """Seconds for which this operator has seen the attempt in this phase."""
 
 
 @dataclass(frozen=True)
