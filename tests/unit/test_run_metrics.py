@@ -19,13 +19,14 @@ def seconds_of(metrics: Metrics, bucket: str) -> float | None:
     return metrics.registry.get_sample_value("starcoder_run_seconds_total", RUN | {"bucket": bucket})
 
 
-def recovery(**seconds: float) -> Recovery:
+def recovery(lost: int | None = None, **seconds: float) -> Recovery:
     return Recovery(
         cause="NodeLost",
         at="2026-01-01T00:00:00.000Z",
         from_attempt=1,
         to_attempt=2,
         iteration=9,
+        iterations_lost=lost,
         seconds=StageSeconds(**seconds),
         total=sum(seconds.values()),
     )
@@ -65,6 +66,13 @@ def test_recoveries_are_counted_by_cause_and_measured_by_stage() -> None:
     assert value("starcoder_run_recovery_seconds_sum", RUN | {"stage": "detecting"}) == 5
     assert value("starcoder_run_recovery_seconds_count", RUN | {"stage": "firstStep"}) == 1
     assert value("starcoder_run_recovery_seconds_sum", RUN | {"stage": "total"}) == 6.5
+
+
+def test_iterations_that_are_done_again_are_counted_by_cause() -> None:
+    metrics = Metrics()
+    metrics.of_runs.recovered(KEY, [recovery(7), recovery(0), recovery(None), recovery(5)])
+    value = metrics.registry.get_sample_value("starcoder_run_iterations_lost_total", RUN | {"cause": "NodeLost"})
+    assert value == 12
 
 
 def test_series_go_with_their_run() -> None:

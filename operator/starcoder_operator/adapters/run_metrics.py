@@ -44,6 +44,12 @@ class RunMetrics(Collector):
             buckets=STAGE_BUCKETS,
             registry=registry,
         )
+        self._iterations_lost = Counter(
+            "starcoder_run_iterations_lost",
+            "Iterations that were done and are done again, by the cause of the failure; since this operator leads.",
+            [*LABELS, "cause"],
+            registry=registry,
+        )
         registry.register(self)
 
     def accounted(self, key: RunKey, uid: str, status: StarCoderRunStatus) -> None:
@@ -63,6 +69,7 @@ class RunMetrics(Collector):
     def recovered(self, key: RunKey, recoveries: Iterable[Recovery]) -> None:
         for recovery in recoveries:
             self._recoveries.labels(*key, recovery.cause).inc()
+            self._iterations_lost.labels(*key, recovery.cause).inc(recovery.iterations_lost or 0)
             stages = recovery.seconds.to_dict() | {"total": recovery.total}
             for stage, seconds in stages.items():
                 self._recovery_seconds.labels(*key, stage).observe(seconds)
@@ -73,6 +80,7 @@ class RunMetrics(Collector):
         of_run = dict(zip(LABELS, key, strict=True))
         self._recoveries.remove_by_labels(of_run)
         self._recovery_seconds.remove_by_labels(of_run)
+        self._iterations_lost.remove_by_labels(of_run)
 
     def collect(self) -> Iterator[Metric]:
         seconds = CounterMetricFamily(
