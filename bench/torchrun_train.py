@@ -64,9 +64,10 @@ def main() -> None:
     assert checkpoint is None or isinstance(checkpoint, CheckpointRef)
 
     model, optimizer = assemble(config, fresh=checkpoint is None)
-    position = (
-        load(config, model, optimizer, store, checkpoint, index=read_index(store, checkpoint)) if checkpoint else None
-    )
+    position = None
+    if checkpoint is not None:
+        index = read_index(store, checkpoint)
+        position = load(config, model, optimizer, store, checkpoint, index=index, scratch=scratch)
     training = Training(
         config,
         model,

@@ -148,11 +148,37 @@ async def test_a_gang_trains_to_the_end_and_the_leader_is_done_with_the_last_ste
         assert await asyncio.to_thread(pod.server.wait, SECONDS) == 0
 
 
-async def test_local_files_are_deleted_once_uploaded(gang):
+def local_files(pod) -> list[str]:
+    root = pod.folder / "scratch" / "checkpoints"
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+
+
+def files_of(attempt: int, step: int, *ranks: int) -> list[str]:
+    folder = f"a{attempt}/step-{step:08d}"
+    return [f"{folder}/rank-{rank:05d}.{kind}" for rank in ranks for kind in ("json", "safetensors")]
+
+
+async def test_of_local_files_those_of_the_step_that_was_uploaded_last_stay(gang):
     await gang.form(1)
     await gang.until(lambda: gang.all_say("done", 1))
-    for pod in gang.pods:
-        assert [p for p in (pod.folder / "scratch").rglob("*") if p.is_file()] == []
+    assert [local_files(pod) for pod in gang.pods] == [files_of(1, 4, 0, 1), files_of(1, 4, 2, 3)]
+
+
+async def test_an_attempt_begins_with_the_local_files_of_its_checkpoint_and_no_others(gang):
+    fuse = gang.plan.parent / "fuse"
+    gang.plans(hang=3, fail={"attempt": 1, "iteration": 3, "when": str(fuse)})
+    await gang.form(1)
+    await gang.until(lambda: gang.pods[0].said.verified)
+    for pod, rank in zip(gang.pods, (1, 2), strict=True):
+        for folder in ("a1/step-00000003", "a0/step-00000002"):
+            left = pod.folder / "scratch" / "checkpoints" / folder
+            left.mkdir(parents=True)
+            (left / f".rank-{rank:05d}.bin.partial").touch()
+    fuse.touch()
+    await gang.until(lambda: all(pod.said.state == "failed" for pod in gang.pods))
+    await gang.form(2)
+    await gang.until(lambda: gang.all_say("training", 2))
+    assert [local_files(pod) for pod in gang.pods] == [files_of(1, 2, 0, 1), files_of(1, 2, 2, 3)]
 
 
 async def test_after_a_crash_the_next_attempt_resumes_at_the_last_verified_step(gang):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from starcoder_trainer.contract.assignment import CheckpointRef, Layout
 from starcoder_trainer.contract.config import TrainingConfig
 from starcoder_trainer.contract.ledger import MANIFEST, Manifest, checkpoint_prefix
 from starcoder_trainer.model.transformer import parameter_count
-from tests.support.trainer import ONE, commit, make_config, resume, run_ranks, train_and_save
+from tests.support.trainer import ONE, RankFailed, commit, make_config, resume, run_ranks, train_and_save
 
 pytestmark = pytest.mark.slow
 
@@ -52,8 +53,9 @@ def run(layout: Layout, root: Path, **changes: Any) -> Run:
     return Run(layout, config, root, losses, commit(root, 1, SAVED_AT, layout.world_size))
 
 
-def resumed(run: Run, layout: Layout, **changes: Any) -> list[float]:
-    losses: list[float] = run_ranks(layout, resume, config_for(layout, **changes), layout, run.root, run.checkpoint)[0]
+def resumed(run: Run, layout: Layout, *, local: bool = False, **changes: Any) -> list[float]:
+    work = functools.partial(resume, local=local)
+    losses: list[float] = run_ranks(layout, work, config_for(layout, **changes), layout, run.root, run.checkpoint)[0]
     assert len(losses) == ITERATIONS - SAVED_AT
     return losses
 
@@ -95,6 +97,15 @@ def test_in_the_same_layout_losses_weights_and_moments_are_bitwise_those_of_the_
 )  # fmt: skip
 def test_in_another_layout_losses_are_within_a_millionth(runs: dict[Layout, Run], old: Layout, new: Layout) -> None:
     assert resumed(runs[old], new) == pytest.approx(runs[old].losses[SAVED_AT:], abs=1e-6, rel=0)
+
+
+def test_what_the_disk_still_holds_is_not_read_from_the_store(tmp_path: Path) -> None:
+    undisturbed = run(DATA_2, tmp_path)
+    for path in (tmp_path / "store" / checkpoint_prefix(1, SAVED_AT)).glob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(RankFailed, match=r"rank-0000\d\.safetensors"):
+        resumed(undisturbed, DATA_2)
+    assert resumed(undisturbed, DATA_2, local=True) == undisturbed.losses[SAVED_AT:]
 
 
 @pytest.mark.parametrize("layout", [DATA_2, TENSOR_2, TENSOR_2_DATA_2], ids=str)

@@ -296,17 +296,22 @@ def train_and_save(config: TrainingConfig, layout: Layout, scratch: Path, attemp
 
 
 def resume(
-    config: TrainingConfig, layout: Layout, scratch: Path, checkpoint: CheckpointRef, attempt: int = 2
+    config: TrainingConfig, layout: Layout, scratch: Path, checkpoint: CheckpointRef, *, local: bool = False
 ) -> list[float]:
-    """Work for `run_ranks`: load, train to the end, save when the configuration says, return the losses."""
+    """Work for `run_ranks`: load, train to the end, save when the configuration says, return the losses.
+
+    Args:
+        local: what `scratch` still holds of the checkpoint is not read from the store.
+    """
     from starcoder_trainer.assemble import assemble
     from starcoder_trainer.checkpoint.index import read_index
     from starcoder_trainer.checkpoint.load import load
 
     model, optimizer = assemble(config, fresh=False)
     store = open_store(store_uri(scratch), config.storage, None, allow_file=True)
-    position = load(config, model, optimizer, store, checkpoint, index=read_index(store, checkpoint))
-    return _train_and_save(config, layout, scratch, attempt, model, optimizer, position.iteration)
+    disk = scratch if local else scratch / "of another Pod"
+    position = load(config, model, optimizer, store, checkpoint, index=read_index(store, checkpoint), scratch=disk)
+    return _train_and_save(config, layout, scratch, 2, model, optimizer, position.iteration)
 
 
 def _train_and_save(

@@ -142,7 +142,8 @@ class Worker:
         position = None
         if checkpoint is not None and index is not None:
             pace.enter("load")
-            position = load(config, model, optimizer, store, checkpoint, index=index.result())
+            scratch = Path(self.start.scratch)
+            position = load(config, model, optimizer, store, checkpoint, index=index.result(), scratch=scratch)
             timings.lap("loaded")
         pace.enter("open")
         samples = opened.result()

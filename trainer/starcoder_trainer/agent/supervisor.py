@@ -94,8 +94,8 @@ class Supervisor:
             me, around.member, lambda: self._machine.watched, self._channel.send, self._checkpoints, self.post, clock
         )
         self._reported: Report | None = None
-        self._started: dict[int, tuple[int, ...]] = {}
-        """Attempt -> local ranks, of attempts whose local files may still be there."""
+        self._ranks: set[int] = set()
+        """That workers of this Pod have had."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -185,11 +185,17 @@ class Supervisor:
                 pass
 
     async def _make_room(self, start: Start) -> None:
-        """Half-written steps of workers that were killed; what is being uploaded stays."""
-        self._uploader.forget_before(start.attempt)
-        for attempt in [a for a in self._started if not self._uploader.busy_with(a)]:
-            await asyncio.to_thread(delete_leftovers, Path(start.scratch), attempt, self._started.pop(attempt))
-        self._started[start.attempt] = start.ranks
+        """Half-written steps of workers that were killed go; what is being uploaded stays, as does what these start
+        from."""
+        await self._uploader.begins(start.attempt, start.checkpoint)
+        source = start.checkpoint
+        self._ranks |= set(start.ranks)
+
+        def keep(attempt: int, step: int) -> bool:
+            is_source = source is not None and (attempt, step) == (source.attempt, source.step)
+            return is_source or self._uploader.busy_with(attempt)
+
+        await asyncio.to_thread(delete_leftovers, Path(start.scratch), self._ranks, keep)
 
     async def _send(self, message: Message, listener: socket.socket | None) -> None:
         try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from starcoder_trainer.agent.messages import (
     UploadAbandoned,
 )
 from starcoder_trainer.agent.problems import storage_problem
+from starcoder_trainer.contract.assignment import CheckpointRef
 from starcoder_trainer.contract.codec import ContractError
 from starcoder_trainer.contract.ledger import (
     FileRecord,
@@ -118,16 +120,28 @@ def delete_local(job: Upload) -> None:
             continue
 
 
-def delete_leftovers(scratch: Path, attempt: int, ranks: tuple[int, ...]) -> None:
-    """What this Pod's workers of an attempt left half written; other Pods may share the folder (hostPath)."""
-    for rank in ranks:
-        for path in (scratch / "checkpoints" / f"a{attempt}").glob(f"step-*/*rank-{rank:05d}.*"):
-            path.unlink(missing_ok=True)
+def delete_leftovers(scratch: Path, ranks: Iterable[int], keep: Callable[[int, int], bool]) -> None:
+    """What workers of these ranks left behind, half written or of no use any more. Other Pods may share the folder
+    (hostPath).
+
+    Args:
+        keep: asked with attempt and step.
+    """
+    for folder in (scratch / "checkpoints").glob("a*/step-*"):
+        attempt, step = folder.parent.name.removeprefix("a"), folder.name.removeprefix("step-")
+        if not (attempt.isdecimal() and step.isdecimal()) or keep(int(attempt), int(step)):
+            continue
+        for rank in ranks:
+            for path in folder.glob(f"*rank-{rank:05d}.*"):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # others' files are in it
+            folder.rmdir()
 
 
 class Uploader:
-    """One step at a time, in order. While the store is away the oldest waiting steps give way to newer ones, so that
-    the local disk holds no more than the step being uploaded and `MOST_WAITING` others."""
+    """One step at a time, in order. The files of the step that was uploaded last stay, for workers that start from it.
+    While the store is away the oldest waiting steps give way to newer ones, so that the local disk holds no more than
+    that step, the one being uploaded and `MOST_WAITING` others."""
 
     def __init__(
         self,
@@ -144,6 +158,7 @@ class Uploader:
         self._clock = clock
         self._waiting: deque[Upload] = deque()
         self._current: Upload | None = None
+        self._kept: Upload | None = None
         self._wake = asyncio.Event()
 
     def add(self, job: Upload) -> None:
@@ -152,12 +167,18 @@ class Uploader:
         self._waiting.append(job)
         self._wake.set()
 
-    def forget_before(self, attempt: int) -> None:
-        """Attempt `attempt` has chosen where it starts, so nobody will adopt what those before it still upload."""
+    async def begins(self, attempt: int, checkpoint: CheckpointRef | None) -> None:
+        """Attempt `attempt` starts from that checkpoint: nobody will adopt what those before it still upload, and no
+        other step's files are of use."""
         old = [job for job in self._waiting if job.attempt < attempt]
         self._waiting = deque(job for job in self._waiting if job.attempt >= attempt)
         for job in old:
             self._give_up(job, f"attempt {attempt} has begun")
+        kept = self._kept
+        if kept is not None and (
+            checkpoint is None or (kept.attempt, kept.step) != (checkpoint.attempt, checkpoint.step)
+        ):
+            await self._keep(None)
 
     def busy_with(self, attempt: int) -> bool:
         return any(job is not None and job.attempt == attempt for job in (*self._waiting, self._current))
@@ -177,6 +198,12 @@ class Uploader:
             self._current = self._waiting.popleft()
             await self._upload(self._current)
             self._current = None
+
+    async def _keep(self, job: Upload | None) -> None:
+        """In place of the one before."""
+        before, self._kept = self._kept, job
+        if before is not None:
+            await asyncio.to_thread(delete_local, before)
 
     async def _upload(self, job: Upload) -> None:
         pause, troubled, begun = FIRST_PAUSE_SECONDS, False, self._clock()
@@ -199,7 +226,7 @@ class Uploader:
             if shard is None:
                 return
             break
-        await asyncio.to_thread(delete_local, job)
+        await self._keep(job)
         size = sum(file.size for file in shard.files)
         self._done(Uploads(self._clock() - begun, size))
         log.info("uploaded step %d of attempt %d: %d bytes", job.step, job.attempt, size)

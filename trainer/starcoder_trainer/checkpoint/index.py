@@ -7,11 +7,12 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from starcoder_trainer.contract.assignment import CheckpointRef
 from starcoder_trainer.contract.ledger import (
     MANIFEST,
+    FileRecord,
     Manifest,
     Piece,
     ShardManifest,
@@ -32,6 +33,8 @@ class Index:
     boxes: dict[tuple[str, str], tuple[TensorName, ...]]
     """Tensors of each (state, parameter)."""
     common: dict[str, str]
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    """By name, as the manifest lists them."""
 
     def boxes_of(self, state: str, parameter: str, global_shape: tuple[int, ...]) -> tuple[TensorName, ...]:
         """Tensors that make up one state of one parameter.
@@ -111,7 +114,7 @@ def read_index(store: ObjectStore, checkpoint: CheckpointRef) -> Index:
         check_pieces(pieces, {file.name: file.size for file in manifest.files})
     except BadPieces as e:
         raise DamagedCheckpointError(f"{store.uri}/{prefix}: {e}") from e
-    return index_pieces(pieces, manifest.common)
+    return replace(index_pieces(pieces, manifest.common), files={file.name: file for file in manifest.files})
 
 
 def _overlap(a: TensorName, b: TensorName) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +21,12 @@ from starcoder_trainer.storage.store import ObjectStore
 from .common import Position, position_of
 from .index import Index
 from .live import LivePiece, live_pieces
+from .local_copies import LocalCopies
 from .names import TensorName
 from .placement import place, window
 from .reading import Read, read_all
+
+log = logging.getLogger(__name__)
 
 _BATCH_BYTES = 512 << 20
 """Host memory for what can't be read straight into place (other tensor parallelism, or a GPU)."""
@@ -45,6 +51,7 @@ def load(
     checkpoint: CheckpointRef,
     *,
     index: Index,
+    scratch: Path,
 ) -> Position:
     """Fill the optimizer's state and the model's weights. Every rank calls it; the weights are gathered at the end.
 
@@ -52,6 +59,7 @@ def load(
 
     Args:
         index: of `checkpoint`, by `read_index`, which has checked the manifests' digests.
+        scratch: where workers of this Pod save; what is there of the checkpoint is not read from the store.
 
     Raises:
         StorageError: something can't be read.
@@ -59,7 +67,13 @@ def load(
     """
     position = position_of(index.common, config)
     prefix = checkpoint_prefix(checkpoint.attempt, checkpoint.step)
-    fill(live_pieces(model, optimizer), index, lambda file, start, n: store.get_range(f"{prefix}/{file}", start, n))
+    with contextlib.closing(
+        LocalCopies(
+            scratch, checkpoint, index.files, lambda file, start, n: store.get_range(f"{prefix}/{file}", start, n)
+        )
+    ) as copies:
+        fetched = fill(live_pieces(model, optimizer), index, copies.get_range)
+    log.info("read %d bytes, %d of them from local disk", fetched, copies.local_bytes)
     optimizer.steps = position.optimizer_step
     optimizer.publish_masters()
     return position
