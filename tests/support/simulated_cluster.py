@@ -103,6 +103,8 @@ class SimulatedCluster:
         self.api_reaches_agents = True
         self.relaying = True
         """Agents take heartbeats; those of older images do not."""
+        self.spoken_for: dict[int, float] = {}
+        """When the relay of the assignment last did not suspect the member."""
         self.cut_off: set[int] = set()
         """Members whose Pods reach no other Pod and are reached by none."""
         self.spoken_for: dict[tuple[str, int], float] = {}
@@ -148,7 +150,15 @@ class SimulatedCluster:
                 for p in self.pods.values()
             ),
             leases=tuple(
-                LeaseView(i, names.lease_name(self.name, i), "1", lease.report, self._age(i), now - lease.renewed)
+                LeaseView(
+                    i,
+                    names.lease_name(self.name, i),
+                    "1",
+                    lease.report,
+                    self._age(i),
+                    now - lease.renewed,
+                    now - self.spoken_for.get(i, now),
+                )
                 for i, lease in self.leases.items()
             ),
             nodes=dict(self.nodes),
@@ -354,6 +364,10 @@ class SimulatedCluster:
         if self.api_reaches_agents:
             for agent in agents.values():
                 self._renew(agent)
+        relay = self.assignment.assignment.relay if self.assignment else None
+        said = self.leases[relay.member].report if relay else None
+        if relay and said and said.boot_id == relay.boot_id:
+            self.spoken_for |= {i: now for i in self.leases if i not in said.suspects}
 
     def _agents(self) -> dict[str, Agent]:
         """Those that run, by boot id."""

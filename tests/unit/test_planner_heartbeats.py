@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from starcoder_operator.domain import reasons
 from starcoder_operator.domain.hearing import USUAL, Limits
 from starcoder_operator.domain.looks import LOOK_AT_SUSPECT
 from starcoder_operator.domain.members import LossKind, members_of
@@ -65,6 +66,69 @@ def test_who_loses_its_way_to_the_relay_and_renews_its_lease_is_not_lost(cut: in
     run.cluster.cut_off = set()
     run.until_quiet(10)
     assert not any(x.report and x.report.suspects for x in run.cluster.leases.values())
+
+
+@pytest.mark.parametrize(
+    ("workers", "apart", "named"),
+    [(3, {2}, 2), (3, {0}, 0), (2, {1}, 1), (2, {0}, 1), (5, {2, 3}, 2), (5, {1, 2, 3}, 0)],
+    ids=["one of three", "the relay", "one of two", "the relay of two", "the smaller side", "the relay's side"],
+)
+def test_a_network_that_is_cut_between_living_agents_is_charged_to_nobody_and_told_by_node(
+    workers: int, apart: set[int], named: int
+) -> None:
+    run = training(workers)
+    run.cluster.cut_off = apart
+    run.until_quiet(8)
+    run.worker_fails(1, "Peer").passes()
+    last = run.status.last_failure
+    assert last is not None
+    assert (run.status.attempt, last.cause, last.member) == (2, "NetworkCut", named)
+    assert last.node == run.pod(named).view.node
+    assert "reach the API server and not each other" in last.message
+    assert run.status.restarts_without_progress == 0
+
+
+def test_a_cut_that_shows_after_its_attempt_was_counted_is_charged_no_more_than_that_once() -> None:
+    run = training(3)
+    run.cluster.cut_off = {2}
+    run.worker_fails(1, "Peer").until(lambda s: s.attempt == 2)
+    assert run.status.restarts.by_cause == {"Peer": 1}
+    run.until_quiet(5)
+    for _ in range(6):
+        if run.phase == "run" and run.status.state == "Running":
+            run.worker_fails(1, "FormationTimeout")
+        run.until_quiet(20)
+    counted = run.status.restarts.by_cause
+    assert counted.pop("Peer", 0) <= 1
+    assert counted.keys() == {"NetworkCut"}
+    assert run.status.state != "Failed"
+
+
+def test_the_node_that_is_cut_off_twice_is_left() -> None:
+    run = make_run().workers(3).on_nodes(4).with_spec(training__iterations=10_000).training().until_quiet(5)
+    node = run.pod(2).view.node
+    run.cluster.cut_off = {2}
+    run.until_quiet(8).worker_fails(1, "Peer").until(lambda s: s.attempt == 2 and s.state == "Running")
+    run.until_quiet(2).worker_fails(1, "Peer").passes().until_quiet(3)
+    assert [a.node for a in run.status.avoided_nodes] == [node]
+    assert "a-w2-1" in run.pods
+
+
+def test_attempts_that_a_cut_network_ends_come_ever_more_seldom() -> None:
+    run = training(3, failurePolicy={"nodeAvoidance": {"ttl": "0s"}})
+    run.cluster.cut_off = {2}
+    run.until_quiet(8).worker_fails(1, "Peer").until(lambda _: run.phase == "run" and bool(run.pod(1).agent.running))
+    run.worker_fails(1, "FormationTimeout").passes().until_quiet(3)
+    assert run.status.restarts.by_cause == {"NetworkCut": 2}
+    assert run.said("Training") == ("False", reasons.BACKING_OFF)
+
+
+def test_a_hang_of_the_code_stays_one_where_agents_do_not_hear_each_other() -> None:
+    """As where a policy forbids the heartbeats alone."""
+    run = training(3)
+    run.cluster.cut_off = {2}
+    run.until_quiet(8).worker_fails(1, "Hang").until(lambda s: s.attempt == 2)
+    assert run.status.restarts.by_cause == {"Hang": 1}
 
 
 @pytest.mark.parametrize("workers", [2, 16])

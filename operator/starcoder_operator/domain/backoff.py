@@ -18,7 +18,8 @@ from .failure import Cause, was_charged
 from .timestamps import after, is_before, seconds_between
 
 MOST_DOUBLINGS = 30
-OF_READING = frozenset({Cause.STORAGE, Cause.DATA_STALL})
+MET_AGAIN = frozenset({Cause.STORAGE, Cause.DATA_STALL, Cause.NETWORK_CUT})
+"""Charged to nobody, and met again by every attempt until somebody mends it."""
 
 
 def delay(policy: Backoff, uid: str, status: StarCoderRunStatus) -> float:
@@ -34,16 +35,16 @@ def delay(policy: Backoff, uid: str, status: StarCoderRunStatus) -> float:
 def repeats(status: StarCoderRunStatus) -> int:
     """Failures before the last one that it repeats, since the newest verified checkpoint.
 
-    What S3 does is charged to nobody. But an object that was deleted fails every attempt that comes to it, and each
-    trains the same iterations again.
+    What S3 and the network do is charged to nobody. But an object that was deleted fails every attempt that comes to
+    it, and each trains the same iterations again; and where the network is cut none forms.
     """
     last = status.last_failure
     if last is not None and was_charged(last):
         return max(0, status.restarts_without_progress - 1)
-    if last is None or last.cause not in OF_READING:
+    if last is None or last.cause not in MET_AGAIN:
         return 0
     start = status.checkpoint.iteration if status.checkpoint else 0
-    same = (r.cause in OF_READING and (r.resumed_at or 0) == start for r in reversed(status.recoveries[:-1]))
+    same = (r.cause in MET_AGAIN and (r.resumed_at or 0) == start for r in reversed(status.recoveries[:-1]))
     return sum(1 for _ in itertools.takewhile(bool, same))
 
 

@@ -34,6 +34,7 @@ class Cause(StrEnum):
     AGENT_UNRESPONSIVE = "AgentUnresponsive"
     FENCED = "Fenced"
     HANG = "Hang"
+    NETWORK_CUT = "NetworkCut"
     FORMATION_TIMEOUT = "FormationTimeout"
     PEER = "Peer"
 
@@ -119,6 +120,11 @@ CAUSES: dict[Cause, Rule] = {
         "agent reports Hang: no progress for longer than this attempt's own iterations and failurePolicy.hang allow",
         Charge.RUN,  # code that hangs at the same place again would do so for ever
         Response.RESTART, blames_node=True,
+    ),
+    Cause.NETWORK_CUT: Rule(
+        "workers lost their connection to others or did not meet, and agents that renew their Leases don't hear each "
+        "other",
+        Charge.NOBODY, Response.RESTART, blames_node=True,
     ),
     Cause.FORMATION_TIMEOUT: Rule(
         "agent reports FormationTimeout: the process group did not form", Charge.RUN, Response.RESTART

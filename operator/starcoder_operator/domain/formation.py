@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from starcoder_trainer.contract.assignment import Assignment, Member
 from starcoder_trainer.contract.report import Report
 
-from . import failure
+from . import failure, network
 from .elasticity import pool_size
 from .failure import Cause, Failure
+from .hearing import USUAL, Limits
 from .layout import layout_of
 from .leaving import Leaving, leaving, reason_to_leave
 from .members import MemberView, all_silent
@@ -116,21 +117,25 @@ class Finished:
 Decision = Stay | Hold | Go | Drain | Leave | Ended | AwaitCause | BackOff | Unclear | Finished
 
 
-def decide(snapshot: Snapshot, members: tuple[MemberView, ...], config_json: str) -> Decision:
+def decide(snapshot: Snapshot, members: tuple[MemberView, ...], config_json: str, limits: Limits = USUAL) -> Decision:
     """What to do about the attempt of a run that is wanted (valid, not suspended, not over)."""
     current = own_assignment(snapshot)
     recorded = snapshot.status.attempt
     if current is None:
         # An agent that has seen an attempt run forms it no more, so one that may have been written is passed over.
         number = next_attempt(snapshot) if any(_reports(snapshot)) or not recorded else recorded
-        return Hold(held(snapshot, members, number), "the first assignment is written", _explanation(snapshot, members))
+        return Hold(
+            held(snapshot, members, number), "the first assignment is written", _explanation(snapshot, members, limits)
+        )
     if current.attempt < recorded:
-        return Hold(held(snapshot, members, recorded), "recorded, not yet written", _explanation(snapshot, members))
+        return Hold(
+            held(snapshot, members, recorded), "recorded, not yet written", _explanation(snapshot, members, limits)
+        )
     if current.phase == "stop":
         return Hold(held(snapshot, members, next_attempt(snapshot)), "the run goes on")
     if current.phase == "hold":
-        return _while_held(snapshot, members, current, config_json)
-    return _while_running(snapshot, members, current)
+        return _while_held(snapshot, members, current, config_json, limits)
+    return _while_running(snapshot, members, current, limits)
 
 
 def next_attempt(snapshot: Snapshot) -> int:
@@ -173,13 +178,13 @@ def _reports(snapshot: Snapshot) -> Iterator[Report]:
 
 
 def _while_held(
-    snapshot: Snapshot, members: tuple[MemberView, ...], current: Assignment, config_json: str
+    snapshot: Snapshot, members: tuple[MemberView, ...], current: Assignment, config_json: str, limits: Limits
 ) -> Stay | Hold | Go | Unclear | Finished:
     if is_complete(snapshot):
         return Finished()
     if all_silent(members):
         return Unclear()
-    found = _explanation(snapshot, members)
+    found = _explanation(snapshot, members, limits)
     why = _broken(snapshot, members, current, config_json)
     if why:
         return Hold(held(snapshot, members, next_attempt(snapshot)), why, found)
@@ -236,9 +241,10 @@ def _filled_in(snapshot: Snapshot, members: tuple[MemberView, ...], current: Ass
     return replace(current, members=kept)
 
 
-def _explanation(snapshot: Snapshot, members: tuple[MemberView, ...]) -> Failure | None:
+def _explanation(snapshot: Snapshot, members: tuple[MemberView, ...], limits: Limits) -> Failure | None:
     """What is known by now of a charged attempt that ended because of its peers, or of an agent that was started again:
-    a member that took part is lost, or its node has restarted. The kubelet's word comes later than theirs."""
+    a member that took part is lost, its node has restarted, or the network is cut. The kubelet's word comes later than
+    theirs."""
     status = snapshot.status
     last = status.last_failure
     if (
@@ -253,7 +259,9 @@ def _explanation(snapshot: Snapshot, members: tuple[MemberView, ...]) -> Failure
     if last.cause == Cause.AGENT_RESTARTED:
         return failure.primary(f for f in restarted if f.member == last.member)
     lost = [f for m in members if _took_part(m) and (f := failure.lost(m)) is not None]
-    return failure.primary([*lost, *restarted])
+    current = own_assignment(snapshot)
+    apart = network.cut(taking_part(current, members), current, limits) if current is not None else None
+    return failure.primary([*lost, *restarted, *([apart] if apart else [])])
 
 
 def _took_part(member: MemberView) -> bool:
@@ -279,7 +287,9 @@ def _waits_for(members: tuple[MemberView, ...], current: Assignment) -> str:
     return ""
 
 
-def _while_running(snapshot: Snapshot, members: tuple[MemberView, ...], current: Assignment) -> Decision:
+def _while_running(
+    snapshot: Snapshot, members: tuple[MemberView, ...], current: Assignment, limits: Limits
+) -> Decision:
     boot_ids, at_work = {p.index: p.boot_id for p in current.members}, taking_part(current, members)
     gang = leaving(snapshot, current, at_work)
     failures = failure.find((m for m in at_work if m.index not in gang.excused), current.attempt, boot_ids)
@@ -291,6 +301,8 @@ def _while_running(snapshot: Snapshot, members: tuple[MemberView, ...], current:
     departures = [because] if because is not None else []
     departures += [f for m in at_work if m.index in gang.excused and (f := failure.lost(m)) is not None]
     first = failure.primary([*failures, *departures]) if failures else None
+    if first is not None and first.cause in failure.OF_PEERS:
+        first = network.cut(at_work, current, limits) or first
     if first is not None and gang.cut_short:
         first = replace(first, message=f"{first.message}; {gang.cut_short}")
     if first is None:

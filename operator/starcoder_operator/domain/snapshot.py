@@ -105,6 +105,9 @@ class LeaseView:
     for it and did not suspect it; 0 where it has not watched long enough to tell."""
     renewed: float = 0.0
     """Seconds since this operator saw renewTime or report of this very Lease change."""
+    unheard: float = 0.0
+    """Seconds since the assignment's relay last heard this agent, as far as this operator knows; of one that it hears,
+    those since the relay's own renewal."""
     witnessed: bool = True
     """It has seen such a change since it can see: what stands there was not written before an outage."""
 

@@ -42,7 +42,6 @@ class NodeReturns:
     def happen(self, sim: Simulation) -> None:
         machine = sim.machine(self.node)
         if not machine.up:
-            sim.chargeable += 1
             machine.returns()
 
 
@@ -58,8 +57,8 @@ class NodeIsCutOff:
     def happen(self, sim: Simulation) -> None:
         machine = sim.machine(self.node)
         if self.of == ("peers",):
-            # nobody can tell it from workers that do not meet
-            sim.chargeable += 5
+            # for some seconds nobody can tell it from workers that do not meet
+            sim.chargeable += 2
         if "api" in self.of and machine.reaches_api:
             sim.control_plane.silent(machine)
         machine.cut_off |= set(self.of)
