@@ -26,6 +26,7 @@ from tests.support.cluster import Run, manifest, until
 from . import undisturbed
 from .faults import Fault, draw
 from .judge import Verdict, judge, unaccounted
+from .kept import listed_and_damaged
 from .losses import Losses
 from .trunk import HistoryGap, Trunk
 
@@ -106,13 +107,16 @@ def _soak(cluster: Cluster, settings: Settings) -> int:
         until(lambda: _seen(run, losses, history) > before + 20, "it trains on after the faults", SETTLE, run.describe)
         last = run.get()
         left_out = unaccounted(last, datetime.now(UTC))
+        listed, damaged = listed_and_damaged(cluster, last["spec"]["checkpoint"]["uri"])
+        for each in damaged:
+            _say(f"damaged: {each}")
     finally:
         losses.close()
     run.delete()
     stretches = history.trunk.stretches()
     calm = undisturbed.train(cluster, _manifest("undisturbed"), stretches, _say)
-    verdict = judge(history.trunk, history.verified, losses.attempts, calm, unaccounted=left_out)
-    _report(history, verdict, last["status"], settings)
+    verdict = judge(history.trunk, history.verified, losses.attempts, calm, damaged=len(damaged), unaccounted=left_out)
+    _report(history, verdict, last["status"], settings, listed)
     return 0 if verdict.good else 1
 
 
@@ -157,7 +161,7 @@ def _seen(run: Run, losses: Losses, history: History) -> int:
     return entries[-1].step
 
 
-def _report(history: History, verdict: Verdict, status: dict[str, Any], settings: Settings) -> None:
+def _report(history: History, verdict: Verdict, status: dict[str, Any], settings: Settings, listed: int) -> None:
     for each in verdict.different[:20]:
         _say(f"different loss at iteration {each}")
     goodput = status.get("goodput") or {}
@@ -171,6 +175,7 @@ def _report(history: History, verdict: Verdict, status: dict[str, Any], settings
                 "recoveries": status["restarts"]["total"],
                 "byCause": status["restarts"].get("byCause"),
                 "verified_checkpoints_lost": verdict.lost,
+                "listed_checkpoints_read_back": listed,
                 "silent_restarts_at_0": verdict.restarts_at_zero,
                 "changes_of_layout": len(history.trunk.stretches()) - 1,
                 "losses_compared": verdict.compared,

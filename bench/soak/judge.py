@@ -22,7 +22,8 @@ UNACCOUNTED = 0.01
 @dataclass(frozen=True)
 class Verdict:
     lost: int
-    """Times that the newest verified checkpoint went back."""
+    """Times that the newest verified checkpoint went back, and checkpoints that HEAD lists at the end and are not
+    whole."""
     restarts_at_zero: int
     """Attempts that began at iteration 0 though a checkpoint was verified."""
     different: tuple[str, ...]
@@ -48,6 +49,7 @@ def judge(
     attempts: Mapping[int, Told],
     undisturbed: Undisturbed,
     *,
+    damaged: int = 0,
     unaccounted: float = 0.0,
 ) -> Verdict:
     """
@@ -55,8 +57,9 @@ def judge(
         verified: iterations of HEAD's newest entry, in the order in which they were seen.
         attempts: what each attempt's workers told.
         undisturbed: the same run, in the layouts of `trunk`.
+        damaged: checkpoints that HEAD lists at the end and are not whole.
     """
-    lost = sum(later < earlier for earlier, later in pairwise(verified))
+    lost = damaged + sum(later < earlier for earlier, later in pairwise(verified))
     at_zero = sum(told.start == 0 for told in attempts.values()) - 1 if any(verified) else 0
     different, compared, abandoned = list[str](), 0, 0
     for attempt, told in sorted(attempts.items()):

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from bench.soak.judge import NEAR, Verdict, judge, unaccounted
+from bench.soak.kept import damaged
 from bench.soak.losses import Losses, Told
 from bench.soak.trunk import HistoryGap, Stretch, Trunk
 from bench.soak.undisturbed import Undisturbed
 from devcluster.cluster import Cluster
+from starcoder_trainer.agent.ledger import Ledger
+from starcoder_trainer.agent.messages import Upload
+from starcoder_trainer.agent.upload import upload_shard
 from starcoder_trainer.contract.assignment import Layout
-from starcoder_trainer.contract.ledger import Entry
+from starcoder_trainer.contract.config import RunIdentity
+from starcoder_trainer.contract.ledger import HEAD_KEY, Entry, Head, RankManifest
+from starcoder_trainer.contract.worker import Saved
+from starcoder_trainer.storage.file import FileStore
 
 NOW = datetime(2026, 1, 1, 0, 1, 40, tzinfo=UTC)
 WHOLE, HALF = Layout(2, 1, 2), Layout(2, 1, 1)
@@ -42,6 +50,37 @@ def test_a_run_that_lost_nothing_and_has_every_loss_is_good() -> None:
 
 def test_a_checkpoint_that_goes_back_is_lost() -> None:
     assert judge(TRUNK, [4, 8, 6], {1: told(0, WHOLE, "9.0")}, CALM).lost == 1
+
+
+def test_a_checkpoint_that_is_listed_and_not_whole_is_lost() -> None:
+    found = judge(TRUNK, [4, 8], {1: told(0, WHOLE, "9.0")}, CALM, damaged=1)
+    assert found.lost == 1
+    assert not found.good
+
+
+@pytest.mark.parametrize("harm", ["byte", "file"])
+def test_what_head_lists_is_read_back(tmp_path: Path, harm: str) -> None:
+    folder, store = tmp_path / "scratch", FileStore(f"file://{tmp_path}/store")
+    folder.mkdir()
+    (tmp_path / "store").mkdir()
+    ledger = Ledger(store, RunIdentity("soak", "default", "uid"), "boot", 3, pause=lambda _: None)
+    ledger.claim(1, "Own")
+    for step in (2, 4):
+        (folder / "rank-00000.bin").write_bytes(bytes(range(64)))
+        manifest = RankManifest(1, step, 0, ("rank-00000.bin",), (), {"step": str(step)})
+        (folder / "rank-00000.json").write_text(manifest.to_json())
+        upload_shard(store, 0, Upload(1, step, 1, (Saved(1, 0, step, str(folder), 0.1, 64),)))
+        ledger.commit(1, step)
+    head = Head.from_json(store.get(HEAD_KEY).data)
+    assert [entry.step for entry in head.entries] == [2, 4]
+    assert damaged(store, head) == ()
+    path = tmp_path / "store" / "a1" / "step-00000002" / "rank-00000.bin"
+    if harm == "byte":
+        path.write_bytes(bytes(64))
+    else:
+        path.unlink()
+    (found,) = damaged(store, head)
+    assert found.startswith("iteration 2 of attempt 1: ")
 
 
 def test_a_restart_at_zero_after_a_checkpoint_is_seen() -> None:
