@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .world import Simulation
 
 SYNC, START, RESTART, STOP = 0.1, 0.3, 0.5, 0.2
+GONE_WITH_THE_NODE = "Unknown", 255
+"""What a kubelet says of containers whose end nobody saw, once containerd is back."""
 
 
 class Sandbox:
@@ -34,7 +36,8 @@ class Sandbox:
         self.agent: AgentProcess | None = None
         self.server: ForkServer | None = None
         self.restarts = {names.CONTAINER_AGENT: 0, names.CONTAINER_WORKER: 0}
-        self.last_exit: dict[str, int] = {}
+        self.last_exit: dict[str, tuple[str, int]] = {}
+        """Reason and code, as the kubelet tells them."""
         self.terminating = self.finished = self.gone = self.running = False
 
     def start(self) -> None:
@@ -87,7 +90,7 @@ class Sandbox:
 
     def _again(self, container: str, code: int, start: Callable[[], None]) -> None:
         self.restarts[container] += 1
-        self.last_exit[container] = code
+        self.last_exit[container] = ("Error", code) if code else ("Completed", 0)
         self.sim.loop.call_later(RESTART, start)
         self.machine.changed()
 
@@ -153,7 +156,8 @@ class Sandbox:
         else:
             found["state"] = {"waiting": {"reason": "PodInitializing"}}
         if name in self.last_exit:
-            found["lastState"] = {"terminated": {"reason": "Error", "exitCode": self.last_exit[name]}}
+            reason, code = self.last_exit[name]
+            found["lastState"] = {"terminated": {"reason": reason, "exitCode": code}}
         return found
 
 
@@ -198,7 +202,7 @@ class Machine:
             if not box.finished:
                 for container in box.restarts:
                     box.restarts[container] += 1
-                    box.last_exit[container] = 137
+                    box.last_exit[container] = GONE_WITH_THE_NODE
             if box.terminating:
                 box.vanish()
         self.sim.control_plane.heard_of(self)

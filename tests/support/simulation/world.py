@@ -216,7 +216,6 @@ class Simulation:
         self.assignment_lag = 0.02
         for machine in self.machines.values():
             if not machine.up:
-                self.chargeable += 1
                 machine.returns()
             self.reached_again(machine)
         for operator in [o for o in self.operators if o.process.alive]:
@@ -378,6 +377,7 @@ class Simulation:
             "iteration": status.get("iteration"),
             "checkpoint": (status.get("checkpoint") or {}).get("iteration"),
             "charged": status.get("restartsWithoutProgress", 0),
+            "failures": (status.get("restarts") or {}).get("total", 0),
             "objects": {kind.kind: len(self.owned(kind)) for kind in OWNED if kind is not PODS},
         }
 
