@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from devcluster.cluster import Cluster
+from starcoder_operator.domain.failure import CAUSES, Charge
 from starcoder_trainer.contract import names
+from starcoder_trainer.contract.ledger import stacks_key
 from tests.support.cluster import Run, manifest, resumed, started_at, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -15,6 +17,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 LONG: dict[str, Any] = {"training__iterations": 5000}
 """Does not end while a test looks at it."""
 SPARE: dict[str, Any] = LONG | {"elasticity__spares": 1}
+
+
+UNCHARGED = {cause for cause, rule in CAUSES.items() if rule.charge is Charge.NOBODY}
 
 
 def spare_of(*members: int) -> int:
@@ -83,7 +88,7 @@ def test_a_partitioned_node_is_given_up_and_its_pod_is_cleaned_away_when_it_is_b
 def test_an_agent_that_is_killed_starts_again_and_takes_its_member_s_place(trained_on: Cluster) -> None:
     run = Run(trained_on, manifest("agent-killed", **LONG)).apply()
     before, pods = run.until_checkpoint(), run.pod_names()
-    run.kill_agent(member=1)
+    run.kill_container(1, names.CONTAINER_AGENT)
     status = resumed(run, before)
     assert run.pod_names() == pods
     assert status["lastFailure"]["cause"] == "AgentRestarted"
@@ -126,7 +131,7 @@ def test_a_worker_that_raises_is_told_with_python_s_exception(trained_on: Cluste
     run.delete()
 
 
-def test_a_whole_gang_that_is_lost_is_placed_again_as_a_gang_and_resumes(trained_on: Cluster) -> None:
+def test_a_power_cut_that_is_over_at_once_is_recovered_from_and_charged_to_nobody(trained_on: Cluster) -> None:
     run = Run(trained_on, manifest("power-cut", **LONG)).apply()
     before = run.until_checkpoint()
     nodes = [n.name for n in trained_on.nodes]
@@ -136,7 +141,31 @@ def test_a_whole_gang_that_is_lost_is_placed_again_as_a_gang_and_resumes(trained
         trained_on.start_node(node)
     resumed(run, before)
     assert started_at(run, run.members()[0]) >= before["checkpoint"]["iteration"] > 0
-    run.until(lambda s: s.get("restartsWithoutProgress") == 0, "what was charged is refunded")
+    status = run.until(lambda s: s.get("restartsWithoutProgress") == 0, "what was charged is refunded")
+    assert status["restarts"]["byCause"].keys() <= UNCHARGED, status["lastFailure"]
+    run.delete()
+
+
+def test_a_whole_gang_that_is_lost_is_placed_again_as_a_gang_and_resumes(trained_on: Cluster) -> None:
+    run = Run(trained_on, manifest("gang-lost", **LONG)).apply()
+    before, pods = run.until_checkpoint(), run.pod_names()
+    nodes = [n.name for n in trained_on.nodes]
+    kept = next(n for n in nodes if n not in [run.node_of(m) for m in run.members()])
+    lost = [n for n in nodes if n != kept]
+    for node in lost:
+        trained_on.kill_node(node)
+    try:
+        run.until(lambda s: s["placement"] > before["placement"], "the gang is to be placed anew")
+        until(lambda: len(set(run.pod_names()) - set(pods)) == 2, "it has new Pods", dump=run.describe)
+        new = [p for p in run.pods() if p["metadata"]["name"] not in pods]
+        assert {p["spec"]["schedulingGroup"]["podGroupName"] for p in new} == {f"gang-lost-p{run.status['placement']}"}
+        assert not any("nodeName" in p["spec"] for p in new), "half of a gang was placed on the node that is left"
+    finally:
+        for node in lost:
+            trained_on.start_node(node)
+    status = resumed(run, before)
+    assert started_at(run, run.members()[0]) >= before["checkpoint"]["iteration"] > 0
+    assert status["restarts"]["byCause"].keys() <= UNCHARGED, status["lastFailure"]
     run.delete()
 
 
@@ -224,6 +253,6 @@ def test_a_rank_that_is_stopped_is_found_named_and_restarted(trained_on: Cluster
     assert status["lastFailure"]["cause"] == "Hang", status["lastFailure"]
     assert status["lastFailure"]["member"] == 1, "another rank than the stopped one is suspected"
     assert run.pod_names() == pods
-    stacks = run.objects(f"a{before['attempt']}/")
-    assert any("stack" in key for key in stacks), stacks
+    stacks = [stacks_key(before["attempt"], member) for member in (0, 1)]
+    until(lambda: set(stacks) <= set(run.objects(f"a{before['attempt']}/")), "each member's stacks are kept")
     run.delete()

@@ -11,7 +11,7 @@ import pytest
 from devcluster.cluster import Cluster
 from starcoder_operator.domain.timestamps import seconds_between
 from starcoder_trainer.contract import names
-from tests.support.cluster import Run, manifest, resumed, started_at, until
+from tests.support.cluster import Run, local_share, manifest, resumed, started_at, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -68,6 +68,49 @@ def test_after_a_killed_worker_the_survivors_keep_their_pods_and_train_from_the_
     assert status["restarts"]["total"] == 1
     assert status["lastFailure"]["cause"] == "Crash"
     assert status["lastFailure"]["exitCode"] == -9
+    assert [local_share(run, member) for member in (0, 1)] == [1.0, 1.0], "what their disks hold was read from S3"
+    run.delete()
+
+
+def test_a_worker_container_that_is_killed_starts_again_in_its_pod_and_training_resumes(trained_on: Cluster) -> None:
+    run = Run(trained_on, manifest("container", **LONG)).apply()
+    before, pods = run.until_checkpoint(), run.pod_names()
+    run.kill_container(1, names.CONTAINER_WORKER)
+    status = resumed(run, before)
+    assert run.pod_names() == pods
+    (worker,) = (c for c in run.pod_of(1)["status"]["containerStatuses"] if c["name"] == names.CONTAINER_WORKER)
+    assert worker["restartCount"] == 1
+    assert status["restarts"]["byCause"] == {"ContainerCrashed": 1}, status["lastFailure"]
+    assert started_at(run) >= before["checkpoint"]["iteration"] > 0
+    run.delete()
+
+
+def test_a_run_without_gangs_replaces_a_lost_pod_and_resumes(trained_on: Cluster) -> None:
+    run = Run(trained_on, manifest("gangless", **LONG, scheduling__gang="None")).apply()
+    before = run.until_checkpoint()
+    assert run.kubectl("get", "podgroups", "-l", f"{names.LABEL_RUN}=gangless", "-o", "name") == ""
+    assert not any("schedulingGroup" in pod["spec"] for pod in run.pods())
+    run.kubectl("delete", "pod", "gangless-w1-0", "--wait=false")
+    status = resumed(run, before)
+    assert run.pod_names() == ["gangless-w0-0", "gangless-w1-1"]
+    assert status["restarts"]["byCause"] == {"PodDeleted": 1}
+    run.delete()
+
+
+def test_another_parallelism_is_a_planned_transition_with_a_checkpoint(trained_on: Cluster) -> None:
+    run = Run(trained_on, manifest("reshaped", **LONG, training__globalBatchSize=8)).apply()
+    before = run.until_checkpoint()
+    assert (before["layout"]["tensor"], before["layout"]["data"]) == (2, 2)
+    pods = run.pod_names()
+    run.apply(parallelism__tensor=1)
+    status = run.until(
+        lambda s: s.get("state") == "Running" and s["layout"]["tensor"] == 1, "it trains in the new layout"
+    )
+    assert status["layout"]["data"] == 4
+    assert run.pod_names() == pods
+    assert status["restarts"]["total"] == 0, "a change that was asked for was counted as a failure"
+    left = max(entry.step for entry in run.head().entries if entry.attempt == before["attempt"])
+    assert started_at(run) == left >= before["checkpoint"]["iteration"]
     run.delete()
 
 

@@ -232,12 +232,13 @@ class Run:
         pids = worker_pids(node.ctr, pod)
         return lambda: node.run("kill", f"-{signal}", str(pids[rank_process]))
 
-    def kill_agent(self, member: int) -> None:
-        """SIGKILL to the first process of that member's agent container."""
+    def kill_container(self, member: int, container: str) -> None:
+        """SIGKILL to the first process of that member's container."""
         pod = self.pod_of(member)
         node = next(n for n in self.cluster.nodes if n.name == pod["spec"]["nodeName"])
-        agent = next(c for c in pod["status"]["initContainerStatuses"] if c["name"] == names.CONTAINER_AGENT)
-        node.ctr("tasks", "kill", "--signal", "SIGKILL", agent["containerID"].removeprefix("containerd://"))
+        statuses = [*pod["status"]["initContainerStatuses"], *pod["status"]["containerStatuses"]]
+        found = next(c for c in statuses if c["name"] == container)
+        node.ctr("tasks", "kill", "--signal", "SIGKILL", found["containerID"].removeprefix("containerd://"))
 
     def operators_node(self) -> str:
         """Where the replica of the operator that leads is."""
@@ -282,11 +283,20 @@ def resumed(run: Run, before: Document) -> Document:
     return status
 
 
+def _log(run: Run, member: int) -> str:
+    pod = run.pod_of(member)["metadata"]["name"]
+    return run.kubectl("logs", pod, "-c", names.CONTAINER_WORKER, "--tail=-1")
+
+
 def started_at(run: Run, member: int = 0) -> int:
     """Iteration at which the workers of the newest attempt began, as the log says."""
-    pods = [p for p in run.pods() if p["metadata"]["labels"][names.LABEL_MEMBER] == str(member)]
-    log = run.kubectl("logs", pods[-1]["metadata"]["name"], "-c", names.CONTAINER_WORKER, "--tail=-1")
-    return int(re.findall(r"iteration (\d+) of \d+; attempt", log)[-1])
+    return int(re.findall(r"iteration (\d+) of \d+; attempt", _log(run, member))[-1])
+
+
+def local_share(run: Run, member: int) -> float:
+    """Of the bytes of its checkpoint, those that a worker of the member did not read from S3, the last time."""
+    total, local = re.findall(r"read (\d+) bytes, (\d+) of them from local disk", _log(run, member))[-1]
+    return int(local) / int(total)
 
 
 def worker_pids(ctr: Callable[..., Any], pod: Document) -> Sequence[int]:

@@ -201,6 +201,11 @@ OUT_OF_RANGE: dict[str, tuple[dict[str, Any], str, str]] = {
     "no-replicas": ({"workers__replicas": 0}, "spec.workers.replicas", "greater than or equal to 1"),
     "min-replicas-none": ({"elasticity__minReplicas": 0}, "spec.elasticity.minReplicas", "greater than or equal to 1"),
     "spares-negative": ({"elasticity__spares": -1}, "spec.elasticity.spares", "greater than or equal to 0"),
+    "restarts-negative": (
+        {"failurePolicy__maxRestartsWithoutProgress": -1},
+        "spec.failurePolicy.maxRestartsWithoutProgress",
+        "greater than or equal to 0",
+    ),
     "patience-without-unit": ({"elasticity__patience": "60"}, "spec.elasticity.patience", "60"),
     "interval-of-days": ({"elasticity__growBack__interval": "2d"}, "spec.elasticity.growBack.interval", "2d"),
     "no-duration": ({"elasticity__patience": ""}, "spec.elasticity.patience", "at least 2 char"),

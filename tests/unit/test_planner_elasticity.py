@@ -332,6 +332,17 @@ def test_pods_that_pull_for_too_long_or_can_t_are_not_waited_for() -> None:
     assert run.cluster.world.now < 20
 
 
+def test_a_least_that_is_raised_above_what_trains_ends_nothing_and_is_told() -> None:
+    run = shrunk(3, 1)
+    attempt = run.status.attempt
+    run.cluster.change_spec(elasticity=run.cluster.spec.elasticity.model_copy(update={"min_replicas": 3}))
+    run.until_quiet(10)
+    assert (run.status.state, run.status.attempt) == ("Running", attempt)
+    assert "elasticity.minReplicas 3 was asked for since, and holds from the next attempt on" in run.status.message
+    run.worker_fails(0, "Crash").until_quiet(30)
+    assert run.status.state == "Recovering", "two of three would train"
+
+
 # Grow
 
 

@@ -11,6 +11,7 @@ from starcoder_trainer.contract.report import Problem
 
 from . import reasons
 from .conditions import Claim
+from .elasticity import least
 from .failure import Cause
 from .formation import AwaitCause, BackOff, Decision, Drain, Ended, Finished, Go, Hold, Leave, Stay, Unclear
 from .layout import data_parallel
@@ -212,6 +213,8 @@ def degraded(snapshot: Snapshot, status: StarCoderRunStatus, written: Assignment
         f"{gpus} of {all_gpus} GPUs ({100 * gpus // all_gpus}%) on the same global batch; it grows "
         f"when more Pods answer{not_before}"
     )
+    if now < least(spec):
+        message += f"; elasticity.minReplicas {least(spec)} was asked for since, and holds from the next attempt on"
     return (Claim("Degraded", "True", reasons.SHRUNK, message),)
 
 

@@ -121,8 +121,8 @@ def delete_local(job: Upload) -> None:
 
 
 def delete_leftovers(scratch: Path, ranks: Iterable[int], keep: Callable[[int, int], bool]) -> None:
-    """What workers of these ranks left behind, half written or of no use any more. Other Pods may share the folder
-    (hostPath).
+    """What workers of these ranks left behind, half written or of no use any more, as far as it can be deleted. Other
+    Pods may share the folder (hostPath).
 
     Args:
         keep: asked with attempt and step.
@@ -133,7 +133,8 @@ def delete_leftovers(scratch: Path, ranks: Iterable[int], keep: Callable[[int, i
             continue
         for rank in ranks:
             for path in folder.glob(f"*rank-{rank:05d}.*"):
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
         with contextlib.suppress(OSError):  # others' files are in it
             folder.rmdir()
 
