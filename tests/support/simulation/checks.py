@@ -54,9 +54,10 @@ class Checks:
             self._operator_wrote(change)
         if change.kind is RUNS and change.before is not None and change.type == "MODIFIED":
             self._status_written(change.before.get("status") or {}, change.thing.get("status") or {})
-        by_leader = change.by.startswith("operator") and not self._sim.is_overtaken(change.by)
-        if change.kind is PODS and change.type == "ADDED" and by_leader:
-            self._pod_created(change.thing)
+        if change.kind is PODS and change.type == "ADDED" and change.by.startswith("operator"):
+            self._never_before(change.thing, "Pod")
+            if not self._sim.is_overtaken(change.by):
+                self._pod_created(change.thing)
         if change.kind is POD_GROUPS:
             self._group_changed(change)
         if change.kind is CONFIG_MAPS:
@@ -126,7 +127,6 @@ class Checks:
 
     def _pod_created(self, pod: Manifest) -> None:
         name = pod["metadata"]["name"]
-        self._never_before(pod, "Pod")
         member = int(pod["metadata"]["labels"][names.LABEL_MEMBER])
         incarnation = int(pod["metadata"]["labels"][names.LABEL_INCARNATION])
         run = self._sim.run_of(pod)
