@@ -109,11 +109,11 @@ MECHANISMS: tuple[Mechanism, ...] = (
     Mechanism(
         name="who-is-lost-in-a-held-attempt-leaves-it",
         file="operator/starcoder_operator/domain/formation.py",
-        old="    found = _explanation(snapshot, members)\n",
+        old="    found = _explanation(snapshot, members, limits)\n",
         new=(
             "    if any(p.boot_id and members[p.index].boot_id != p.boot_id for p in current.members):\n"
             '        return Stay("waiting for agents that are lost")\n'
-            "    found = _explanation(snapshot, members)\n"
+            "    found = _explanation(snapshot, members, limits)\n"
         ),
         tests=(f"{FAILOVER}::test_a_second_node_that_dies_during_the_recovery_is_recovered_from_as_well",),
     ),
@@ -183,11 +183,12 @@ MECHANISMS: tuple[Mechanism, ...] = (
             f"{FAILURES}::test_a_run_without_gangs_replaces_a_lost_pod_and_resumes",
         ),
     ),
+    # That its workers are gone is told by the agent, by their peers and by the kubelet.
     Mechanism(
-        name="a-lost-fork-server-ends-the-attempt",
-        file="trainer/starcoder_trainer/agent/machine.py",
-        old="        if workers and not workers.stopping and not self._terminated:",
-        new="        if False:",
+        name="an-agent-finds-the-new-fork-server",
+        file="trainer/starcoder_trainer/agent/channel.py",
+        old="            self._on_lost(why)",
+        new="            self._on_lost(why)\n            await asyncio.Event().wait()",
         tests=(f"{FAILURES}::test_a_worker_container_that_is_killed_starts_again_in_its_pod_and_training_resumes",),
     ),
     Mechanism(

@@ -179,6 +179,7 @@ def test_infrastructure_is_charged_to_nobody() -> None:
     assert free == {
         Cause.NODE_LOST, Cause.DEVICE_UNHEALTHY, Cause.DISRUPTED, Cause.POD_DELETED, Cause.POD_FAILED,
         Cause.NODE_RESTARTED, Cause.STORAGE, Cause.DATA_STALL, Cause.AGENT_UNRESPONSIVE, Cause.FENCED,
+        Cause.NETWORK_CUT,
     }  # fmt: skip
 
 
