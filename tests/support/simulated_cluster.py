@@ -103,8 +103,6 @@ class SimulatedCluster:
         self.api_reaches_agents = True
         self.relaying = True
         """Agents take heartbeats; those of older images do not."""
-        self.spoken_for: dict[int, float] = {}
-        """When the relay of the assignment last did not suspect the member."""
         self.cut_off: set[int] = set()
         """Members whose Pods reach no other Pod and are reached by none."""
         self.spoken_for: dict[tuple[str, int], float] = {}
@@ -157,7 +155,7 @@ class SimulatedCluster:
                     lease.report,
                     self._age(i),
                     now - lease.renewed,
-                    now - self.spoken_for.get(i, now),
+                    self._unheard(i),
                 )
                 for i, lease in self.leases.items()
             ),
@@ -172,6 +170,12 @@ class SimulatedCluster:
             clock=now,
             problems=dict(self.problems),
         )
+
+    def _unheard(self, member: int) -> float:
+        """Seconds since the assignment's relay last spoke for the member."""
+        relay = self.assignment.assignment.relay if self.assignment else None
+        now = self.world.now
+        return now - self.spoken_for.get((relay.boot_id, member), now) if relay else 0.0
 
     def _age(self, member: int) -> float:
         """As `observe` makes it of what it sees."""
@@ -364,10 +368,6 @@ class SimulatedCluster:
         if self.api_reaches_agents:
             for agent in agents.values():
                 self._renew(agent)
-        relay = self.assignment.assignment.relay if self.assignment else None
-        said = self.leases[relay.member].report if relay else None
-        if relay and said and said.boot_id == relay.boot_id:
-            self.spoken_for |= {i: now for i in self.leases if i not in said.suspects}
 
     def _agents(self) -> dict[str, Agent]:
         """Those that run, by boot id."""

@@ -79,7 +79,10 @@ def test_a_network_that_is_cut_between_living_agents_is_charged_to_nobody_and_to
     run = training(workers)
     run.cluster.cut_off = apart
     run.until_quiet(8)
+    assert run.status.checkpoint is not None
     run.worker_fails(1, "Peer").passes()
+    assert run.said("Training") == ("Unknown", reasons.PEER_LOST), "another cause may show"
+    run.until(lambda s: s.attempt == 2)
     last = run.status.last_failure
     assert last is not None
     assert (run.status.attempt, last.cause, last.member) == (2, "NetworkCut", named)
@@ -109,7 +112,8 @@ def test_the_node_that_is_cut_off_twice_is_left() -> None:
     node = run.pod(2).view.node
     run.cluster.cut_off = {2}
     run.until_quiet(8).worker_fails(1, "Peer").until(lambda s: s.attempt == 2 and s.state == "Running")
-    run.until_quiet(2).worker_fails(1, "Peer").passes().until_quiet(3)
+    run.until_quiet(2).worker_fails(1, "Peer").until(lambda s: s.attempt == 3)
+    run.until_quiet(3)
     assert [a.node for a in run.status.avoided_nodes] == [node]
     assert "a-w2-1" in run.pods
 
@@ -118,9 +122,30 @@ def test_attempts_that_a_cut_network_ends_come_ever_more_seldom() -> None:
     run = training(3, failurePolicy={"nodeAvoidance": {"ttl": "0s"}})
     run.cluster.cut_off = {2}
     run.until_quiet(8).worker_fails(1, "Peer").until(lambda _: run.phase == "run" and bool(run.pod(1).agent.running))
-    run.worker_fails(1, "FormationTimeout").passes().until_quiet(3)
+    run.worker_fails(1, "FormationTimeout").until(lambda s: s.attempt == 3).until_quiet(3)
     assert run.status.restarts.by_cause == {"NetworkCut": 2}
     assert run.said("Training") == ("False", reasons.BACKING_OFF)
+
+
+def test_where_agents_never_heard_each_other_trying_ends() -> None:
+    """A policy of the namespace, since before the run: no try helps."""
+    run = make_run().workers(3).with_spec(training__iterations=10_000)
+    run.cluster.cut_off = {1, 2}
+    while run.status.state != "Failed":
+        run.round()
+        agent = run.pod(1).agent if "a-w1-0" in run.pods else None
+        if agent is not None and agent.running and run.phase == "run":
+            run.worker_fails(1, "FormationTimeout")
+    assert run.status.state == "Failed"
+    assert run.status.restarts.by_cause == {"FormationTimeout": 4}
+
+
+def test_an_agent_that_was_started_again_is_not_cut_off() -> None:
+    run = training(3)
+    run.cluster.agent_restarts("a-w2-0")
+    run.worker_fails(1, "Peer").until(lambda s: s.attempt == 2)
+    run.until_quiet(20)
+    assert "NetworkCut" not in run.status.restarts.by_cause
 
 
 def test_a_hang_of_the_code_stays_one_where_agents_do_not_hear_each_other() -> None:

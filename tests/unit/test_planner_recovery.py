@@ -15,7 +15,7 @@ from starcoder_operator.domain.planner import plan
 from starcoder_operator.domain.snapshot import ContainerView
 from starcoder_trainer.contract import names
 from starcoder_trainer.contract.report import Problem
-from tests.support.scenarios import make_run
+from tests.support.scenarios import Scenario, make_run
 
 
 @pytest.mark.parametrize("member", [0, 2])
@@ -74,6 +74,42 @@ def test_a_lost_connection_is_put_down_to_the_node_that_has_restarted_meanwhile(
     assert after(60.0).restarts.by_cause == {"Peer": 1}, "a restart of long ago explains nothing"
     assert after(1.0).restarts.by_cause == {"NodeRestarted": 1}
     assert after(1.0).restarts_without_progress == 0
+
+
+def agent_restarted() -> Scenario:
+    """Counted as a restart of the agent alone; the kubelet has said nothing yet."""
+    run = make_run().workers(2).on_nodes(3).training()
+    run.cluster.agent_restarts("a-w1-0")
+    run.until(lambda s: s.restarts.total == 1)
+    assert (run.status.restarts.by_cause, run.status.restarts_without_progress) == ({"AgentRestarted": 1}, 1)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("changed", "watched", "cause"),
+    [(1.0, 600.0, "NodeRestarted"), (None, 1.0, "NodeRestarted"), (None, 600.0, "AgentRestarted")],
+    ids=["seen to change", "by an operator that came later", "as it was before"],
+)
+def test_an_agent_that_was_started_again_is_put_down_to_its_node_once_the_kubelet_says_so(
+    changed: float | None, watched: float, cause: str
+) -> None:
+    before = agent_restarted().snapshot
+    went = ContainerView(names.CONTAINER_AGENT, True, 1, exit_code=255, terminated_reason="Unknown")
+    pods = (replace(p, containers=(went,), agent_changed=changed, age=watched) for p in before.pods if p.member == 1)
+    after = plan(replace(before, pods=(*(p for p in before.pods if p.member != 1), *pods))).status
+    assert after.restarts.by_cause == {cause: 1}
+    assert after.restarts_without_progress == (cause == "AgentRestarted")
+
+
+def test_an_agent_that_was_started_again_on_a_node_that_is_gone_a_moment_later_is_put_down_to_the_node() -> None:
+    run = agent_restarted()
+    run.node_dies(run.pod(1).view.node).until(lambda s: s.restarts.by_cause == {"NodeLost": 1})
+    assert (run.status.restarts_without_progress, run.status.restarts.total) == (0, 1)
+
+
+def test_an_agent_that_was_started_again_and_is_deleted_a_moment_later_stays_one() -> None:
+    run = agent_restarted().deleted(1, grace=0).training()
+    assert run.status.restarts.by_cause == {"AgentRestarted": 1}
 
 
 def test_a_lost_connection_waits_a_moment_for_its_cause_and_judges_nothing_meanwhile() -> None:

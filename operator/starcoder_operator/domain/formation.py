@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from starcoder_operator.api.v1alpha1 import LastFailure
 from starcoder_trainer.contract.assignment import Assignment, Member
 from starcoder_trainer.contract.report import Report
 
-from . import failure, network
+from . import failure, network, recovery
 from .elasticity import pool_size
 from .failure import Cause, Failure
 from .hearing import USUAL, Limits
@@ -135,7 +136,7 @@ def decide(snapshot: Snapshot, members: tuple[MemberView, ...], config_json: str
         return Hold(held(snapshot, members, next_attempt(snapshot)), "the run goes on")
     if current.phase == "hold":
         return _while_held(snapshot, members, current, config_json, limits)
-    return _while_running(snapshot, members, current, limits)
+    return _while_running(snapshot, members, current)
 
 
 def next_attempt(snapshot: Snapshot) -> int:
@@ -247,21 +248,32 @@ def _explanation(snapshot: Snapshot, members: tuple[MemberView, ...], limits: Li
     theirs."""
     status = snapshot.status
     last = status.last_failure
-    if (
-        last is None
-        or last.cause not in {*failure.OF_PEERS, Cause.AGENT_RESTARTED}
-        or not status.restarts_without_progress
-    ):
+    # A checkpoint of the attempt that ended, which is seen only now, takes the charge away and not the question.
+    is_asked = bool(status.restarts_without_progress) or recovery.is_open(status.recoveries)
+    if last is None or last.cause not in {*failure.OF_PEERS, Cause.AGENT_RESTARTED} or not is_asked:
         return None
     since = seconds_between(last.at, snapshot.now) + TOLD_BEFORE
-    changed = [m for m in members if m.pod and m.pod.agent_changed is not None and m.pod.agent_changed <= since]
-    restarted = [f for m in changed if (f := failure.with_its_node(m)) is not None]
-    if last.cause == Cause.AGENT_RESTARTED:
-        return failure.primary(f for f in restarted if f.member == last.member)
+    restarted = [f for m in members if _has_changed(m, last, since) and (f := failure.with_its_node(m)) is not None]
     lost = [f for m in members if _took_part(m) and (f := failure.lost(m)) is not None]
-    current = own_assignment(snapshot)
-    apart = network.cut(taking_part(current, members), current, limits) if current is not None else None
+    if last.cause == Cause.AGENT_RESTARTED:
+        return failure.primary(f for f in (*restarted, *lost) if f.member == last.member and f.cause in _OF_THE_NODE)
+    apart = network.cut(snapshot, members, limits)
     return failure.primary([*lost, *restarted, *([apart] if apart else [])])
+
+
+def _has_changed(member: MemberView, last: LastFailure, since: float) -> bool:
+    """Its agent's container has, in the last `since` seconds. Of one that is known to have started again, an operator
+    that came later takes what it finds: a container's last end is that one."""
+    pod = member.pod
+    if pod is None:
+        return False
+    if pod.agent_changed is None:
+        return last.cause == Cause.AGENT_RESTARTED and last.member == member.index and pod.age <= since
+    return pod.agent_changed <= since
+
+
+_OF_THE_NODE = frozenset({Cause.NODE_RESTARTED, Cause.NODE_LOST, Cause.AGENT_UNRESPONSIVE})
+"""What explains an agent that was started again: its node came back, and may be gone once more."""
 
 
 def _took_part(member: MemberView) -> bool:
@@ -287,9 +299,7 @@ def _waits_for(members: tuple[MemberView, ...], current: Assignment) -> str:
     return ""
 
 
-def _while_running(
-    snapshot: Snapshot, members: tuple[MemberView, ...], current: Assignment, limits: Limits
-) -> Decision:
+def _while_running(snapshot: Snapshot, members: tuple[MemberView, ...], current: Assignment) -> Decision:
     boot_ids, at_work = {p.index: p.boot_id for p in current.members}, taking_part(current, members)
     gang = leaving(snapshot, current, at_work)
     failures = failure.find((m for m in at_work if m.index not in gang.excused), current.attempt, boot_ids)
@@ -301,8 +311,6 @@ def _while_running(
     departures = [because] if because is not None else []
     departures += [f for m in at_work if m.index in gang.excused and (f := failure.lost(m)) is not None]
     first = failure.primary([*failures, *departures]) if failures else None
-    if first is not None and first.cause in failure.OF_PEERS:
-        first = network.cut(at_work, current, limits) or first
     if first is not None and gang.cut_short:
         first = replace(first, message=f"{first.message}; {gang.cut_short}")
     if first is None:

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
 
-from . import backoff, failure, reasons
+from . import backoff, failure, network, reasons
 from .formation import AwaitCause, BackOff, Decision, Ended, Go, Hold, Leave, held, next_attempt
+from .hearing import Limits
 from .leaving import leaving, left_unsaved, time_left
 from .members import MemberView
 from .seats import taking_part
@@ -21,16 +22,18 @@ AWAIT_LAST_CAUSE = 60.0
 
 
 def over(
-    snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[MemberView, ...], decision: Decision
+    snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[MemberView, ...], decision: Decision, limits: Limits
 ) -> Decision:
     """The decision, or what comes of it now that the time is up; a new attempt that has to wait waits.
 
-    A lost connection whose cause has not shown in time is counted as what it is. A gang that does not leave in time is
+    A lost connection whose cause has not shown in time is put down to the network where that is cut, else counted as
+    what it is. A gang that does not leave in time is
     ended.
     """
     match decision:
         case AwaitCause(found, signs) if left(snapshot, status) <= 0:
-            return Ended(found, signs)
+            apart = network.cut(snapshot, members, limits) if found.cause in failure.OF_PEERS else None
+            return Ended(apart or found, signs)
         case Leave() if time_left(snapshot) <= 0:
             return _left_behind(snapshot, members, decision)
         case Go():

@@ -166,7 +166,7 @@ def _over(snapshot: Snapshot, status: StarCoderRunStatus) -> Outcome:
 def _wanted(snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[MemberView, ...], limits: Limits) -> Outcome:
     """A run that is to train."""
     config = training_config(snapshot.name, snapshot.namespace, snapshot.uid, snapshot.spec).to_json()
-    decision = patience.over(snapshot, status, members, decide(snapshot, members, config, limits))
+    decision = patience.over(snapshot, status, members, decide(snapshot, members, config, limits), limits)
     if isinstance(decision, Finished):
         return _succeeded(snapshot, status, members)
     status, decision = _counted(snapshot, status, decision)

@@ -113,8 +113,9 @@ class Checks:
             self.require(buckets[bucket] >= seconds, f"bucket {bucket} went from {seconds} to {buckets[bucket]} s")
 
     def _may_wait_for_cause(self, status: Manifest) -> bool:
-        """A lost connection is charged until its cause shows, and then put down to that."""
-        return bool((status.get("lastFailure") or {}).get("cause") == "Peer")
+        """A lost connection and an agent that started again are charged until their cause shows, and then put down to
+        that."""
+        return (status.get("lastFailure") or {}).get("cause") in ("Peer", "AgentRestarted")
 
     def budget(self, status: Manifest) -> None:
         """At the end, when every cause has shown."""

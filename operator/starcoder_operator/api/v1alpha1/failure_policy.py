@@ -10,9 +10,9 @@ from .base import ApiModel, Duration
 
 
 class Backoff(ApiModel):
-    """Wait before an attempt, from the second charged failure, or failed read of data, without a newer verified
-    checkpoint on: the first is answered at once. It doubles with each, and of it between half and all is waited,
-    drawn by the run's uid."""
+    """Wait before an attempt, from the second charged failure, failed read of data or cut of the network, without a
+    newer verified checkpoint on: the first is answered at once. It doubles with each, and of it between half and all is
+    waited, drawn by the run's uid."""
 
     initial: Duration = Duration("10s")
     """The first wait. 0s: never wait."""
