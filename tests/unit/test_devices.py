@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from starcoder_trainer.devices import take_device
-from starcoder_trainer.failures import DeviceMissingError, classify
+from starcoder_trainer.failures import ConfigurationError, DeviceMissingError, classify
 
 
 def cuda(monkeypatch: pytest.MonkeyPatch, devices: int) -> list[int]:
@@ -35,9 +35,20 @@ def test_a_worker_takes_the_device_of_its_place_in_the_pod(monkeypatch: pytest.M
 
 def test_a_device_that_was_lost_is_no_error_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cuda(monkeypatch, 7)
+    dev = device_files(tmp_path, *(f"nvidia{i}" for i in range(8)))
     with pytest.raises(DeviceMissingError, match="found 7 CUDA devices in this Pod, expected at least 8") as found:
-        take_device(7, tmp_path, {})
+        take_device(7, dev, {})
     assert classify(found.value) == "DeviceError"
+
+
+@pytest.mark.parametrize("environ", [{}, {"CUDA_VISIBLE_DEVICES": "0,1"}])
+def test_fewer_devices_than_workers_are_the_users_error_where_all_that_were_given_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, environ: dict[str, str]
+) -> None:
+    cuda(monkeypatch, 2)
+    dev = device_files(tmp_path, *(f"nvidia{i}" for i in range(8 if environ else 2)))
+    with pytest.raises(ConfigurationError, match=r"found 2 .*, expected at least 3 \(workers.gpusPerWorker\)"):
+        take_device(2, dev, environ)
 
 
 def test_where_the_only_gpu_can_not_be_used_nothing_trains_on_the_cpu(

@@ -3,14 +3,17 @@ forms over a problem."""
 
 import asyncio
 import shutil
+import threading
 
 import pytest
 
 from starcoder_trainer.agent.committer import Committer
-from starcoder_trainer.agent.messages import CheckpointRefused, Commit, StorageTrouble, Upload
+from starcoder_trainer.agent.messages import CheckpointRefused, Commit, ShardUploaded, StorageTrouble, Upload
 from starcoder_trainer.agent.upload import Uploader
+from starcoder_trainer.contract.assignment import CheckpointRef
 from starcoder_trainer.contract.ledger import RankManifest
 from starcoder_trainer.contract.worker import Saved
+from starcoder_trainer.storage.file import FileStore
 from starcoder_trainer.storage.store import Unreachable
 from tests.support.checkpoints import MemoryStore, ledger
 
@@ -97,3 +100,43 @@ async def test_an_upload_whose_files_are_gone_when_the_store_is_back_leaves_no_t
     assert (await events.next(StorageTrouble)).problem.reason == "StorageUnreachable"
     assert str(folder) in (await events.next(CheckpointRefused)).message
     assert (await events.next(StorageTrouble)).problem is None
+
+
+def saved_on_disk(root, step):
+    folder = root / f"step-{step}"
+    folder.mkdir()
+    (folder / "rank-00000.bin").write_bytes(b"weights")
+    (folder / "rank-00000.json").write_text(
+        RankManifest(1, step, 0, ("rank-00000.bin",), (), {"step": str(step)}).to_json()
+    )
+    return Upload(1, step, 1, (Saved(1, 0, step, str(folder), 0.1, 7),))
+
+
+async def test_an_upload_that_outlasts_its_attempt_takes_no_files_from_the_next(at_work, tmp_path):
+    """The next one has begun with those of the step before."""
+    events, begun, hold = _Events(), threading.Event(), threading.Event()
+    hold.set()
+
+    class Slow(FileStore):
+        def upload_file(self, key, path):
+            begun.set()
+            hold.wait(60)
+            return super().upload_file(key, path)
+
+    local, store = tmp_path / "local", Slow(f"file://{tmp_path}/store")
+    local.mkdir()
+    store.root.mkdir()
+    uploader = Uploader(0, lambda: store, events.post, lambda _: None)
+    at_work(uploader.run())
+    uploader.add(saved_on_disk(local, 2))
+    assert (await events.next(ShardUploaded)).step == 2
+    hold.clear()
+    begun.clear()
+    uploader.add(saved_on_disk(local, 4))
+    assert await asyncio.to_thread(begun.wait, 60)
+    await uploader.begins(2, CheckpointRef(1, 2, "sha256:0"))
+    hold.set()
+    assert (await events.next(ShardUploaded)).step == 4
+    assert sorted(p.name for p in local.iterdir()) == ["step-2"]
+    await uploader.begins(3, None)
+    assert list(local.iterdir()) == []

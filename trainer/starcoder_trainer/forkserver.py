@@ -43,7 +43,7 @@ from starcoder_trainer.contract.worker import (
 )
 
 from .environment import set_environment
-from .failures import cause_of_abort
+from .failures import cause_of_abort, failure_of
 from .lookout import Lookout
 from .processes import Enter, Process, fork_obstacle, kill_sessions, kill_workers, oom_kills, start_worker
 from .worker import enter
@@ -114,6 +114,17 @@ class ForkServer:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_terminate)
+
+    def preload_failed(self, error: Exception) -> None:
+        """Workers will say so, since what they say reaches the operator: it ends the run where that is right."""
+
+        def tell(start: Start, rank: int, channel: socket.socket, _: int | None) -> int:
+            failure = failure_of(error, rank, None)
+            assert failure.exit_code is not None
+            channel.sendall(encode_line(Exited(start.attempt, rank, failure.exit_code, failure)))
+            return failure.exit_code
+
+        self._enter = tell
 
     def serve(self) -> None:
         """Until `Quit`, or SIGTERM while no worker runs; no worker is left then."""
@@ -435,8 +446,9 @@ def main(enter: Enter = enter) -> NoReturn:
         from . import preload
 
         assert preload
-    except Exception:  # a worker will meet it too, and can tell the operator, which ends the run where that is right
+    except Exception as e:
         log.exception("can't preload what workers need: the first will fail")
+        server.preload_failed(e)
     seconds = time.monotonic() - began
     log.info("preloaded in %.1f s, listening on %s", seconds, path)
     if (obstacle := fork_obstacle()) is not None:

@@ -160,6 +160,8 @@ class Uploader:
         self._waiting: deque[Upload] = deque()
         self._current: Upload | None = None
         self._kept: Upload | None = None
+        self._attempt = 0
+        """That has begun."""
         self._wake = asyncio.Event()
 
     def add(self, job: Upload) -> None:
@@ -175,10 +177,9 @@ class Uploader:
         self._waiting = deque(job for job in self._waiting if job.attempt >= attempt)
         for job in old:
             self._give_up(job, f"attempt {attempt} has begun")
-        kept = self._kept
-        if kept is not None and (
-            checkpoint is None or (kept.attempt, kept.step) != (checkpoint.attempt, checkpoint.step)
-        ):
+        self._attempt, kept = attempt, self._kept
+        source = None if checkpoint is None else (checkpoint.attempt, checkpoint.step)
+        if kept is not None and (kept.attempt, kept.step) != source:
             await self._keep(None)
 
     def busy_with(self, attempt: int) -> bool:
@@ -227,7 +228,10 @@ class Uploader:
             if shard is None:
                 return
             break
-        await self._keep(job)
+        if job.attempt < self._attempt:  # a later one has chosen where it starts, and it was not this
+            await asyncio.to_thread(delete_local, job)
+        else:
+            await self._keep(job)
         size = sum(file.size for file in shard.files)
         self._done(Uploads(self._clock() - begun, size))
         log.info("uploaded step %d of attempt %d: %d bytes", job.step, job.attempt, size)

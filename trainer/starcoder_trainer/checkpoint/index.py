@@ -92,7 +92,8 @@ def read_index(store: ObjectStore, checkpoint: CheckpointRef) -> Index:
 
     Raises:
         StorageError: one can't be read.
-        DamagedCheckpointError: one is not what HEAD or the manifest says, or the pieces don't make whole tensors.
+        DamagedCheckpointError: one is not what HEAD or the manifest says.
+        ConfigurationError: the pieces don't make whole tensors, as this trainer knows them.
     """
     prefix = checkpoint_prefix(checkpoint.attempt, checkpoint.step)
     data = store.get(f"{prefix}/{MANIFEST}").data
@@ -113,7 +114,7 @@ def read_index(store: ObjectStore, checkpoint: CheckpointRef) -> Index:
     try:
         check_pieces(pieces, {file.name: file.size for file in manifest.files})
     except BadPieces as e:
-        raise DamagedCheckpointError(f"{store.uri}/{prefix}: {e}") from e
+        raise ConfigurationError(f"{store.uri}/{prefix}: {e}") from e
     return replace(index_pieces(pieces, manifest.common), files={file.name: file for file in manifest.files})
 
 

@@ -6,6 +6,7 @@ SHA-256 that the checkpoint's manifest lists, so nothing depends on who wrote it
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -43,7 +44,9 @@ class LocalCopies:
     def get_range(self, file: str, start: int, length: int) -> bytes:
         descriptor = self._open(file)
         if descriptor is not None:
-            data = os.pread(descriptor, length, start)
+            data = b""
+            with contextlib.suppress(OSError):  # the disk fails; the store does not
+                data = os.pread(descriptor, length, start)
             if len(data) == length:
                 with self._counting:
                     self.local_bytes += length

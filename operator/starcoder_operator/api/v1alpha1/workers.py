@@ -134,9 +134,9 @@ class EphemeralScratch(ApiModel):
 
 
 class Scratch(ApiModel):
-    """Where a Pod keeps local checkpoints and its cache of the data. Exactly one of these. Have room for five
-    checkpoints: one that is written, one that is uploaded, two that wait, and the one uploaded last, which a restart
-    reads. Each is 12 bytes a parameter, divided by workers.replicas."""
+    """Where a Pod keeps local checkpoints and its cache of the data. Exactly one of these. Have room for six
+    checkpoints: one that is written, one that is uploaded, two that wait, the one uploaded last, and the one that a
+    restart has read. Each is 12 bytes a parameter, divided by workers.replicas."""
 
     empty_dir: EmptyDirScratch | None = None
     """On the node's own disk; gone with the Pod."""
