@@ -147,20 +147,31 @@ def test_a_power_cut_that_is_over_at_once_is_recovered_from_and_charged_to_nobod
 
 
 def test_a_whole_gang_that_is_lost_is_placed_again_as_a_gang_and_resumes(trained_on: Cluster) -> None:
+    """Its members are found to be lost one after the other, and there is no room before all are."""
     run = Run(trained_on, manifest("gang-lost", **LONG)).apply()
     before, pods = run.until_checkpoint(), run.pod_names()
     nodes = [n.name for n in trained_on.nodes]
     kept = next(n for n in nodes if n not in [run.node_of(m) for m in run.members()])
     lost = [n for n in nodes if n != kept]
+    trained_on.kubectl("cordon", kept)
     for node in lost:
         trained_on.kill_node(node)
     try:
         run.until(lambda s: s["placement"] > before["placement"], "the gang is to be placed anew")
-        until(lambda: len(set(run.pod_names()) - set(pods)) == 2, "it has new Pods", dump=run.describe)
-        new = [p for p in run.pods() if p["metadata"]["name"] not in pods]
-        assert {p["spec"]["schedulingGroup"]["podGroupName"] for p in new} == {f"gang-lost-p{run.status['placement']}"}
-        assert not any("nodeName" in p["spec"] for p in new), "half of a gang was placed on the node that is left"
+        group = f"gang-lost-p{run.status['placement']}"
+
+        def waiting() -> list[Any]:
+            return [p for p in run.pods() if p["metadata"]["name"] not in pods]
+
+        def is_one_gang() -> bool:
+            return [p["spec"]["schedulingGroup"]["podGroupName"] for p in waiting()] == [group, group]
+
+        until(is_one_gang, "it has new Pods, in one group", dump=run.describe)
+        trained_on.kubectl("uncordon", kept)
+        run.until_reason("Scheduled", "Unschedulable")
+        assert not any("nodeName" in p["spec"] for p in waiting()), "half of a gang was placed on the node that is left"
     finally:
+        trained_on.kubectl("uncordon", kept)
         for node in lost:
             trained_on.start_node(node)
     status = resumed(run, before)

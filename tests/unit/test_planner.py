@@ -142,6 +142,22 @@ def test_a_whole_gang_that_is_lost_is_placed_again_as_a_gang() -> None:
     assert run.status.restarts_without_progress == 0
 
 
+def test_a_gang_that_is_lost_one_by_one_is_placed_again_as_a_gang() -> None:
+    """The Pod that waits for the first one's room would be placed alone, as one that joins a gang that stands."""
+    run = make_run().workers(2).on_nodes(2).training()
+    nodes, placement = [run.pod(i).view.node for i in (0, 1)], run.status.placement
+    run.node_dies(nodes[1]).until_quiet(10)
+    assert (run.pod(1).view.name, run.pod(1).view.scheduling_group) == ("a-w1-1", f"a-p{placement}")
+    run.node_dies(nodes[0]).until_quiet(10)
+    groups = {run.pod(i).view.scheduling_group for i in (0, 1)}
+    assert groups == {f"a-p{placement + 1}"}
+    assert run.cluster.groups[f"a-p{placement + 1}"].min_count == 2
+    for node in nodes:
+        run.node_returns(node)
+    run.until(lambda s: s.state == "Running" and s.attempt > 1)
+    assert run.status.restarts_without_progress == 0
+
+
 def test_four_thousand_members_are_planned_in_a_pass_with_a_pod_each() -> None:
     run = make_run().with_spec(
         workers__replicas=4096, training__globalBatchSize=16384, training__microBatchSize=1

@@ -66,12 +66,14 @@ def test_a_lost_connection_is_put_down_to_the_node_that_has_restarted_meanwhile(
     went = ContainerView(names.CONTAINER_AGENT, False, 1, exit_code=255, terminated_reason="Unknown")
     before = run.snapshot
 
-    def after(seconds: float) -> StarCoderRunStatus:
+    def after(seconds: float | None, watched: float = 600.0) -> StarCoderRunStatus:
         first, *others = before.pods
-        first = replace(first, containers=(went,), agent_changed=seconds)
+        first = replace(first, containers=(went,), agent_changed=seconds, age=watched)
         return plan(replace(before, pods=(first, *others))).status
 
     assert after(60.0).restarts.by_cause == {"Peer": 1}, "a restart of long ago explains nothing"
+    assert after(None).restarts.by_cause == {"Peer": 1}, "nor does one that was there before"
+    assert after(None, watched=1.0).restarts.by_cause == {"NodeRestarted": 1}, "an operator that came later"
     assert after(1.0).restarts.by_cause == {"NodeRestarted": 1}
     assert after(1.0).restarts_without_progress == 0
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from starcoder_operator.api.v1alpha1 import LastFailure
 from starcoder_trainer.contract.assignment import Assignment, Member
 from starcoder_trainer.contract.report import Report
 
@@ -24,7 +23,7 @@ from .members import MemberView, all_silent
 from .relay import with_relay
 from .seats import is_gone, seated, taking_part, vacated
 from .sizing import gang_size, regrouped
-from .snapshot import Snapshot, own_assignment
+from .snapshot import PodView, Snapshot, own_assignment
 from .timestamps import seconds_between
 from .topology import in_order
 
@@ -253,7 +252,7 @@ def _explanation(snapshot: Snapshot, members: tuple[MemberView, ...], limits: Li
     if last is None or last.cause not in {*failure.OF_PEERS, Cause.AGENT_RESTARTED} or not is_asked:
         return None
     since = seconds_between(last.at, snapshot.now) + TOLD_BEFORE
-    restarted = [f for m in members if _has_changed(m, last, since) and (f := failure.with_its_node(m)) is not None]
+    restarted = [f for m in members if _has_changed(m.pod, since) and (f := failure.with_its_node(m)) is not None]
     lost = [f for m in members if _took_part(m) and (f := failure.lost(m)) is not None]
     if last.cause == Cause.AGENT_RESTARTED:
         return failure.primary(f for f in (*restarted, *lost) if f.member == last.member and f.cause in _OF_THE_NODE)
@@ -261,15 +260,12 @@ def _explanation(snapshot: Snapshot, members: tuple[MemberView, ...], limits: Li
     return failure.primary([*lost, *restarted, *([apart] if apart else [])])
 
 
-def _has_changed(member: MemberView, last: LastFailure, since: float) -> bool:
-    """Its agent's container has, in the last `since` seconds. Of one that is known to have started again, an operator
-    that came later takes what it finds: a container's last end is that one."""
-    pod = member.pod
+def _has_changed(pod: PodView | None, since: float) -> bool:
+    """Its agent's container has, in the last `since` seconds. An operator that came later takes what it finds: it has
+    not seen the Pod before, and what the kubelet tells is the container's last end."""
     if pod is None:
         return False
-    if pod.agent_changed is None:
-        return last.cause == Cause.AGENT_RESTARTED and last.member == member.index and pod.age <= since
-    return pod.agent_changed <= since
+    return pod.age <= since if pod.agent_changed is None else pod.agent_changed <= since
 
 
 _OF_THE_NODE = frozenset({Cause.NODE_RESTARTED, Cause.NODE_LOST, Cause.AGENT_UNRESPONSIVE})

@@ -32,6 +32,7 @@ CRASH_TROUBLE = frozenset({"CrashLoopBackOff"})
 """Reasons of waiting containers, as the kubelet says them, that time alone does not mend."""
 
 NO_PLACE = "the run has fewer members than when it was made"
+OF_SPENT = "nothing of its gang has a node any more: it comes anew, with the others"
 RETRY = 20.0
 """Seconds after which the server is tried again with one Pod where it refused one or dropped `spec.schedulingGroup`."""
 TRIED_SLOWLY = (reasons.REFUSED, reasons.GANG_FIELD_DROPPED)
@@ -90,6 +91,8 @@ def place(
     digest = template_digest(snapshot.spec)
     idle = tuple(m for m in members if m.index not in busy)
     vain = {m.index: why for m in idle if (why := _in_vain(snapshot, m, digest, avoided))}
+    if _is_spent(snapshot, members):
+        vain |= {m.index: OF_SPENT for m in idle if m.pod is not None and m.loss is None}
     dropped = {m.index for m in idle if m.index not in vain and _came_without_group(snapshot, m, digest)}
     kept = tuple(
         m for m in members
@@ -156,6 +159,14 @@ def _in_vain(snapshot: Snapshot, member: MemberView, digest: str, avoided: froze
         n for n in pod.avoided_nodes if n in snapshot.nodes and n not in avoided and not _is_unfit(snapshot, n)
     ]  # fmt: skip
     return f"it waits and avoids node {back[0]}, which may be used again" if back else ""
+
+
+def _is_spent(snapshot: Snapshot, members: tuple[MemberView, ...]) -> bool:
+    """The gang was placed, and is lost but for Pods that wait: each would be placed alone. They come anew, as a gang
+    with those that are missing."""
+    placed = is_native(snapshot) and snapshot.gang is not None and snapshot.gang.scheduled is True
+    stands = any(m.pod is not None and m.loss is None and m.pod.scheduled for m in members)
+    return placed and not stands and any(m.loss is not None for m in members)
 
 
 def _came_without_group(snapshot: Snapshot, member: MemberView, digest: str) -> bool:
