@@ -158,6 +158,14 @@ def test_a_gang_that_is_lost_one_by_one_is_placed_again_as_a_gang() -> None:
     assert run.status.restarts_without_progress == 0
 
 
+def test_a_spare_that_waits_is_left_alone_while_the_only_member_leaves() -> None:
+    run = make_run().workers(1).on_nodes(1).with_spec(elasticity={"spares": 1}).training().until_quiet(3)
+    waits = next(name for name in run.pods if name.startswith("a-w1-") or not run.cluster.pods[name].view.scheduled)
+    run.holds_up(0, "workers").evicted(0).until_quiet(5)
+    assert run.phase == "drain"
+    assert waits in run.pods
+
+
 def test_four_thousand_members_are_planned_in_a_pass_with_a_pod_each() -> None:
     run = make_run().with_spec(
         workers__replicas=4096, training__globalBatchSize=16384, training__microBatchSize=1

@@ -91,7 +91,7 @@ def place(
     digest = template_digest(snapshot.spec)
     idle = tuple(m for m in members if m.index not in busy)
     vain = {m.index: why for m in idle if (why := _in_vain(snapshot, m, digest, avoided))}
-    if _is_spent(snapshot, members):
+    if not busy and _is_spent(snapshot, members):
         vain |= {m.index: OF_SPENT for m in idle if m.pod is not None and m.loss is None}
     dropped = {m.index for m in idle if m.index not in vain and _came_without_group(snapshot, m, digest)}
     kept = tuple(
