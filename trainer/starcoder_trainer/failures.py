@@ -94,11 +94,14 @@ def classify(error: BaseException) -> Cause:
 
 
 def _is_of_device(error: BaseException, said: re.Pattern[str]) -> bool:
-    words = str(error)
-    ours = isinstance(error, DeviceMissingError)
-    return ours or (
-        isinstance(error, RuntimeError) and said.search(words) is not None and not _CODE_ON_DEVICE.search(words)
+    return isinstance(error, DeviceMissingError) or (
+        isinstance(error, RuntimeError) and _blames_device(str(error), said)
     )
+
+
+def _blames_device(words: str, said: re.Pattern[str] = _DEVICE) -> bool:
+    """`words` tell of an error of the device, and not of one that the code makes on any device."""
+    return said.search(words) is not None and not _CODE_ON_DEVICE.search(words)
 
 
 def cause_of_abort(lines: Iterable[str]) -> tuple[Cause, str]:
@@ -112,7 +115,7 @@ def cause_of_abort(lines: Iterable[str]) -> tuple[Cause, str]:
         if _BROKEN_CONNECTION.search(line):
             return "Peer", line
     for line in reversed(told):
-        if _DEVICE.search(line) and not _CODE_ON_DEVICE.search(line):
+        if _blames_device(line):
             return "DeviceError", line
     return "Crash", ""
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from starcoder_operator.api.v1alpha1 import Draining, StarCoderRunStatus
 from starcoder_trainer.contract.assignment import Assignment
-from starcoder_trainer.contract.report import ProblemReason, Report
+from starcoder_trainer.contract.report import Report
 
+from . import reasons
 from .failure import Cause, Failure
 from .members import LossKind, MemberView
 from .snapshot import Snapshot
@@ -23,7 +24,6 @@ AT_WORK = frozenset({"starting", "training", "draining"})
 MOST_NAMED = 3
 """Pods, in a message."""
 OUT = frozenset({"left", "done"})
-_GAVE_UP: ProblemReason = "GraceExceeded"
 _FAREWELL = frozenset({"draining", "left", "done"})
 
 
@@ -84,7 +84,9 @@ def leaving(snapshot: Snapshot, current: Assignment, at_work: tuple[MemberView, 
         left=left,
         busy=busy,
         members=len(at_work),
-        cut_short=next((p.message for _, r in said if (p := r.problem) is not None and p.reason == _GAVE_UP), ""),
+        cut_short=next(
+            (p.message for _, r in said if (p := r.problem) is not None and p.reason == reasons.GRACE_EXCEEDED), ""
+        ),
     )
 
 
