@@ -172,6 +172,7 @@ class Agent:
                 self.iteration = start.checkpoint.step if start.checkpoint else 0
                 self.data_seconds = self.checkpoint_seconds = 0.0
                 self.world.group.started.setdefault(start.attempt, set()).add(self.member)
+                self.world.group.reached.setdefault(start.attempt, {})[self.member] = self.iteration
             case m.StopWorkers():
                 self._end_workers()
                 self.pending.append(m.WorkersStopped(now))

@@ -292,6 +292,19 @@ def test_ctrl_c_leaves_nothing_that_could_be_taken_for_data_and_no_mess(tokenize
     until_gone(process)
 
 
+def test_ctrl_c_is_kept_from_the_first_process_as_well():
+    """Which has another one started, that keeps track of resources."""
+    code = """if True:
+        import multiprocessing, signal
+        from starcoder_trainer.data.children import deaf_to_interrupts
+        with deaf_to_interrupts():
+            multiprocessing.get_context("spawn").Process(target=print).start()
+            print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "SIGINT" in done.stdout
+
+
 def until_busy(process, children):
     """So many of its children have loaded the tokenizers library."""
     end = time.monotonic() + 60

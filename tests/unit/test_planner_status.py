@@ -34,6 +34,26 @@ def test_a_rate_of_before_is_not_shown_while_nothing_trains_and_what_was_reached
     assert run.status.iteration == reached
 
 
+def test_a_spec_that_becomes_invalid_stops_no_iteration_and_says_what_goes_on() -> None:
+    run = make_run().workers(2).with_spec(parallelism={"pipeline": 2, "tensor": 2})
+    run.until(lambda s: run.cluster.assignment is not None and run.cluster.assignment.assignment.phase == "run")
+    assert run.said("Training") == ("False", reasons.FORMING)
+    workers = run.cluster.spec.workers
+    run.cluster.change_spec(workers=workers.model_copy(update={"replicas": 1}))
+    run.until(lambda s: s.iteration >= 15)
+    assert run.said("Accepted") == ("False", reasons.INVALID_SPEC)
+    assert run.said("Training") == ("True", reasons.TRAINING)
+    assert (run.status.state, run.status.reason, run.status.attempt) == ("Running", reasons.INVALID_SPEC, 1)
+    assert run.status.tokens_per_second == 1000
+    run.worker_fails(0).until_quiet(3)
+    assert run.said("Training") == ("False", reasons.INVALID_SPEC)
+    assert (run.status.state, run.status.tokens_per_second, run.status.attempt) == ("Pending", None, 1)
+    run.cluster.change_spec(workers=workers)
+    run.training()
+    assert run.status.attempt == 2
+    assert run.said("Training") == ("True", reasons.TRAINING)
+
+
 def test_the_newest_verified_checkpoint_is_shown_and_told() -> None:
     run = make_run().workers(2).until(lambda s: s.checkpoint is not None)
     assert run.status.checkpoint is not None

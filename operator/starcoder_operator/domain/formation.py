@@ -321,12 +321,27 @@ def _while_running(snapshot: Snapshot, members: tuple[MemberView, ...], current:
             return Drain(replace(current, phase="drain"), failure.primary(departures))
         if gang.asked:
             return Leave(str(gang), failure.primary(departures))
-        behind = [r for r in reports if r.attempt != current.attempt or r.state not in ("training", "done")]
-        if behind:
+        if behind := _behind(reports, current):
             return Stay(f"{len(behind)} of {len(at_work)} members form the group or load")
         why = regrouped(snapshot, members, current)
         return Drain(replace(current, phase="drain"), why=why) if why else Stay()
     return AwaitCause(first, failures) if first.may_have_another_cause else Ended(first, failures)
+
+
+def iterations_pass(snapshot: Snapshot, members: tuple[MemberView, ...]) -> bool:
+    """Whether the attempt as written trains. Not a word of the spec is taken into account: it may be invalid."""
+    current = own_assignment(snapshot)
+    if current is None or current.phase != "run" or all_silent(members):
+        return False
+    at_work = taking_part(current, members)
+    reports = [m.lease.report for m in at_work if m.lease is not None and m.lease.report is not None]
+    failures = failure.find(at_work, current.attempt, {p.index: p.boot_id for p in current.members})
+    return len(reports) == len(at_work) and not failures and not _behind(reports, current)
+
+
+def _behind(reports: list[Report], current: Assignment) -> list[Report]:
+    """Of members that form the group of the attempt or load."""
+    return [r for r in reports if r.attempt != current.attempt or r.state not in ("training", "done")]
 
 
 def _after_leaving(

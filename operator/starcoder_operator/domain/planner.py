@@ -33,6 +33,7 @@ from .formation import (
     Unclear,
     decide,
     held,
+    iterations_pass,
     next_attempt,
 )
 from .hearing import USUAL, Limits
@@ -85,7 +86,7 @@ def plan(snapshot: Snapshot, *, limits: Limits = USUAL) -> Plan:
     if status.state in OVER:
         outcome = _over(snapshot, status)
     elif wrong:
-        outcome = _invalid(snapshot, status, wrong)
+        outcome = _invalid(snapshot, status, members, wrong)
     elif snapshot.spec.suspend:
         outcome = _suspended(snapshot, status, members)
     else:
@@ -104,13 +105,19 @@ def _budget(snapshot: Snapshot, members: tuple[MemberView, ...], status: StarCod
     return (EnsureDisruptionBudget(wanted),) if wanted != (snapshot.budget or 0) else ()
 
 
-def _invalid(snapshot: Snapshot, status: StarCoderRunStatus, wrong: list[str]) -> Outcome:
+def _invalid(
+    snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[MemberView, ...], wrong: list[str]
+) -> Outcome:
     """Nothing is created; what runs already goes on as it was accepted."""
-    claims = (
-        Claim("Accepted", "False", reasons.INVALID_SPEC, "; ".join(wrong)),
-        Claim("Complete", "False", reasons.IN_PROGRESS),
-    )
-    return Outcome(status, status.state if snapshot.pods else "Pending", claims)
+    goes_on = iterations_pass(snapshot, members)
+    claims = [Claim("Accepted", "False", reasons.INVALID_SPEC, "; ".join(wrong))]
+    if goes_on:
+        claims.append(Claim("Training", "True", reasons.TRAINING, "iterations pass, with the spec as it was accepted"))
+    elif status.condition("Training"):
+        claims.append(Claim("Training", "False", reasons.INVALID_SPEC, "no attempt begins until the spec is valid"))
+    claims.append(Claim("Complete", "False", reasons.IN_PROGRESS))
+    stands = status.state if snapshot.pods and status.state != "Running" else "Pending"
+    return Outcome(status if goes_on else progress.resting(status), "Running" if goes_on else stands, tuple(claims))
 
 
 def _suspended(snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[MemberView, ...]) -> Outcome:

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 from starcoder_trainer.processes import die_with_parent
 
@@ -13,6 +14,7 @@ from starcoder_trainer.processes import die_with_parent
 @contextmanager
 def deaf_to_interrupts() -> Iterator[None]:
     """Processes started within don't get SIGINT; what comes meanwhile this one gets afterwards."""
+    resource_tracker.ensure_running()  # the first child would start it, and up to Python 3.13 that unblocks SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
