@@ -139,6 +139,12 @@ def test_an_attempt_is_not_held_again_after_it_ran():
     assert agent.said.state == "training"
 
 
+def test_an_attempt_that_runs_takes_no_other_members_and_can_still_be_stopped():
+    leader = Agent(0).training(3).assigned(3, "run", listed=False)
+    assert leader.exited(3, 0).exited(3, 1).said.state == "failed", "it is the leader still: no checkpoint is verified"
+    assert Agent(1).training(3).assigned(3, "stop", listed=False).did == (m.QuitWorkers(),)
+
+
 def test_the_assignment_of_another_run_of_the_same_name_is_ignored():
     agent = Agent(0).ready().assigned(1, "hold", run_uid="uid-old")
     assert agent.did == ()

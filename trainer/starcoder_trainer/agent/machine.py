@@ -225,8 +225,10 @@ class Machine:
         if assignment.run_uid != self.me.run_uid or assignment.attempt < self._seen:
             return
         current = self._assignment
-        if current and current.attempt == assignment.attempt and current.phase != "hold" and assignment.phase == "hold":
-            return  # an attempt is formed once
+        if current and current.attempt == assignment.attempt and current.phase != "hold":
+            otherwise = assignment.phase != "stop" and assignment.members != current.members
+            if assignment.phase == "hold" or otherwise:
+                return  # an attempt is formed once
         if assignment.attempt > self._seen:
             self._seen = assignment.attempt
             self._problem = self._problem if self._problem and self._problem.reason == "WorkerNotReady" else None
