@@ -473,3 +473,17 @@ def test_a_spare_that_trains_gives_way_where_spares_are_no_more_asked_for() -> N
     assert run.at_work == [0, 1]
     run.until_quiet(5)
     assert [p for p in run.pods if p.startswith("a-w2")] == []
+
+
+def test_a_leader_that_a_smaller_run_has_no_place_for_ends_the_attempt_that_forms() -> None:
+    run = make_run().workers(2).spares(1).hindered("BucketNotFound").until_quiet(3)
+    run.node_dies(run.pod(0).view.node).until_quiet(3)
+    held = run.cluster.assignment.assignment
+    assert (held.phase, held.attempt, held.leader.index) == ("hold", 2, 2)
+    spec = run.cluster.spec
+    run.cluster.change_spec(workers=spec.workers.model_copy(update={"replicas": 1}))
+    run.passes()
+    held = run.cluster.assignment.assignment
+    assert (held.attempt, held.leader.index, len(held.members)) == (3, 1, 1)
+    assert "has no place for the leader, Pod a-w2-0" in run.condition("Training").message
+    run.mended().training()

@@ -221,6 +221,8 @@ def _broken(snapshot: Snapshot, members: tuple[MemberView, ...], current: Assign
         return f"the leader was lost: {leader.loss.message if leader.loss else f'Pod {leader.pod_name} is new'}"
     if current.leader.boot_id and not vacated(current.members, members, pool_size(snapshot.spec))[0].boot_id:
         return f"the leader's workers can't start in Pod {leader.pod_name}, and another member stands by"
+    if current.leader.boot_id and _filled_in(snapshot, members, current).leader.boot_id != current.leader.boot_id:
+        return f"the gang of another size has no place for the leader, Pod {leader.pod_name}"
     return ""
 
 
