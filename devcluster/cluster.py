@@ -129,7 +129,7 @@ class Cluster:
             raise ClusterError(f"node {name} doesn't run")
 
     def start_node(self, name: str) -> None:
-        """Power on; returns at once."""
+        """Power on; returns before it is Ready."""
         node = self.node(name)
         if node.running:
             raise ClusterError(f"node {name} runs already")

@@ -76,7 +76,7 @@ class Node:
             (etc / name).write_text(content)
 
     def start(self) -> None:
-        """Switches it on; returns at once. Raises ProcessFailed where it runs already."""
+        """Switches it on; returns when it has its first process. Raises ProcessFailed where it runs already."""
         if not self.daemon.identity():
             cgroups.remove(self.address.cgroup)
         cgroups.create(self.address.cgroup)
@@ -92,6 +92,8 @@ class Node:
                 **(FAST_ENVIRONMENT if self.options.node_monitor == "fast" else {}),
             },
         )
+        # `unshare` forks a moment later; before that the node would seem to be off.
+        until(lambda: self.running, f"node {self.name} has a first process", [self.daemon], every=0.01)
 
     def kill(self, seconds: float = 60) -> bool:
         """One SIGKILL to its first process, as a machine that loses power; returns once no process of it is left. False
