@@ -153,6 +153,10 @@ def test_a_whole_gang_that_is_lost_is_placed_again_as_a_gang_and_resumes(trained
     nodes = [n.name for n in trained_on.nodes]
     kept = next(n for n in nodes if n not in [run.node_of(m) for m in run.members()])
     lost = [n for n in nodes if n != kept]
+    trained_on.kubectl("cordon", *lost)
+    while run.operators_node() != kept:  # without an operator nothing would be placed
+        run.hand_over_leadership()
+    trained_on.kubectl("uncordon", *lost)
     trained_on.kubectl("cordon", kept)
     for node in lost:
         trained_on.kill_node(node)
