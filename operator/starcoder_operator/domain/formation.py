@@ -21,7 +21,7 @@ from .layout import layout_of
 from .leaving import Leaving, leaving, reason_to_leave
 from .members import MemberView, all_silent
 from .relay import with_relay
-from .seats import is_gone, seated, taking_part, vacated
+from .seats import boot_ids, is_gone, seated, taking_part, vacated
 from .sizing import gang_size, regrouped
 from .snapshot import PodView, Snapshot, own_assignment
 from .timestamps import seconds_between
@@ -189,6 +189,9 @@ def _while_held(
     if why:
         return Hold(held(snapshot, members, next_attempt(snapshot)), why, found)
     filled = with_relay(_filled_in(snapshot, members, current), members)
+    if current.leader.boot_id and filled.leader.boot_id != current.leader.boot_id:
+        why = f"the gang of another size has no place for the leader, Pod {members[current.leader.index].pod_name}"
+        return Hold(held(snapshot, members, next_attempt(snapshot)), why, found)
     if filled != current or found is not None:
         return Hold(filled, "agents take their places", found)
     waiting = _waits_for(members, current)
@@ -221,8 +224,6 @@ def _broken(snapshot: Snapshot, members: tuple[MemberView, ...], current: Assign
         return f"the leader was lost: {leader.loss.message if leader.loss else f'Pod {leader.pod_name} is new'}"
     if current.leader.boot_id and not vacated(current.members, members, pool_size(snapshot.spec))[0].boot_id:
         return f"the leader's workers can't start in Pod {leader.pod_name}, and another member stands by"
-    if current.leader.boot_id and _filled_in(snapshot, members, current).leader.boot_id != current.leader.boot_id:
-        return f"the gang of another size has no place for the leader, Pod {leader.pod_name}"
     return ""
 
 
@@ -298,10 +299,10 @@ def _waits_for(members: tuple[MemberView, ...], current: Assignment) -> str:
 
 
 def _while_running(snapshot: Snapshot, members: tuple[MemberView, ...], current: Assignment) -> Decision:
-    boot_ids, at_work = {p.index: p.boot_id for p in current.members}, taking_part(current, members)
+    at_work = taking_part(current, members)
     gang = leaving(snapshot, current, at_work)
-    failures = failure.find((m for m in at_work if m.index not in gang.excused), current.attempt, boot_ids)
-    reports = [m.lease.report for m in at_work if m.lease is not None and m.lease.report is not None]
+    failures = failure.find((m for m in at_work if m.index not in gang.excused), current.attempt, boot_ids(current))
+    reports = _heard(at_work)
     done = [r for r in reports if r.attempt == current.attempt and r.state == "done"]
     if is_complete(snapshot) and (failures or len(done) == len(at_work)):
         return Finished()
@@ -336,9 +337,13 @@ def iterations_pass(snapshot: Snapshot, members: tuple[MemberView, ...]) -> bool
     if current is None or current.phase != "run" or all_silent(members):
         return False
     at_work = taking_part(current, members)
-    reports = [m.lease.report for m in at_work if m.lease is not None and m.lease.report is not None]
-    failures = failure.find(at_work, current.attempt, {p.index: p.boot_id for p in current.members})
+    reports, failures = _heard(at_work), failure.find(at_work, current.attempt, boot_ids(current))
     return len(reports) == len(at_work) and not failures and not _behind(reports, current)
+
+
+def _heard(at_work: tuple[MemberView, ...]) -> list[Report]:
+    """What stands in their Leases, of those that have said anything."""
+    return [m.lease.report for m in at_work if m.lease is not None and m.lease.report is not None]
 
 
 def _behind(reports: list[Report], current: Assignment) -> list[Report]:

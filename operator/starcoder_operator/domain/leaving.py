@@ -17,6 +17,7 @@ from starcoder_trainer.contract.report import Report
 from . import reasons
 from .failure import Cause, Failure
 from .members import LossKind, MemberView
+from .seats import boot_ids
 from .snapshot import Snapshot
 
 AT_WORK = frozenset({"starting", "training", "draining"})
@@ -67,11 +68,11 @@ def leaving(snapshot: Snapshot, current: Assignment, at_work: tuple[MemberView, 
     Args:
         at_work: the members that `current` lists.
     """
-    boot_ids = {place.index: place.boot_id for place in current.members}
+    listed = boot_ids(current)
 
     def own(member: MemberView) -> Report | None:
         report = _lease_report(member)
-        mine = report is not None and (report.attempt, report.boot_id) == (current.attempt, boot_ids[member.index])
+        mine = report is not None and (report.attempt, report.boot_id) == (current.attempt, listed[member.index])
         return report if mine else None
 
     said = [(m, report) for m in at_work if (report := own(m)) is not None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from .failure import Cause, Failure
 from .hearing import Limits
 from .members import MemberView
-from .seats import taking_part
+from .seats import boot_ids, taking_part
 from .snapshot import Snapshot, own_assignment
 
 MOST_NAMED = 3
@@ -26,7 +26,7 @@ def cut(snapshot: Snapshot, members: tuple[MemberView, ...], limits: Limits) -> 
     current = own_assignment(snapshot)
     if current is None or current.relay is None or snapshot.status.checkpoint is None:
         return None
-    relay, listed = current.relay, {place.index: place.boot_id for place in current.members}
+    relay, listed = current.relay, boot_ids(current)
     at_work = [m for m in taking_part(current, members) if m.boot_id and m.boot_id == listed[m.index]]
     of_relay = next((m for m in at_work if m.boot_id == relay.boot_id), None)
     if of_relay is None or not _renews(of_relay, limits):

@@ -51,7 +51,7 @@ from .plan import (
     Plan,
     WriteAssignment,
 )
-from .seats import taking_part
+from .seats import boot_ids, taking_part
 from .snapshot import PodView, Snapshot, is_held, own_assignment
 from .timestamps import seconds_between
 from .training_config import training_config
@@ -155,7 +155,7 @@ def _leaving(snapshot: Snapshot, members: tuple[MemberView, ...]) -> Leaving | N
     at_work = taking_part(current, members)
     gang = leaving(snapshot, current, at_work)
     rest = [m for m in at_work if m.index not in gang.excused]
-    failures = failure.find(rest, current.attempt, {place.index: place.boot_id for place in current.members})
+    failures = failure.find(rest, current.attempt, boot_ids(current))
     trains = any(m.report is not None and m.report.state != "starting" for m in gang.busy)
     return gang if trains and not failures else None
 

@@ -61,6 +61,11 @@ def taking_part(assignment: Assignment | None, members: tuple[MemberView, ...]) 
     return tuple(members[place.index] for place in places if place.index < len(members))
 
 
+def boot_ids(assignment: Assignment) -> dict[int, str]:
+    """Member to the agent that the assignment lists."""
+    return {place.index: place.boot_id for place in assignment.members}
+
+
 def _returned(place: Member, member: MemberView) -> Member:
     return replace(place, boot_id=place.boot_id or (member.boot_id if member.fit else ""))
 
