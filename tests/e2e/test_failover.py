@@ -153,14 +153,14 @@ def test_a_whole_gang_that_is_lost_is_placed_again_as_a_gang_and_resumes(trained
     nodes = [n.name for n in trained_on.nodes]
     kept = next(n for n in nodes if n not in [run.node_of(m) for m in run.members()])
     lost = [n for n in nodes if n != kept]
-    trained_on.kubectl("cordon", *lost)
-    while run.operators_node() != kept:  # without an operator nothing would be placed
-        run.hand_over_leadership()
-    trained_on.kubectl("uncordon", *lost)
-    trained_on.kubectl("cordon", kept)
-    for node in lost:
-        trained_on.kill_node(node)
     try:
+        trained_on.kubectl("cordon", *lost)
+        while run.operators_node() != kept:  # without an operator nothing would be placed
+            run.hand_over_leadership()
+        trained_on.kubectl("uncordon", *lost)
+        trained_on.kubectl("cordon", kept)
+        for node in lost:
+            trained_on.kill_node(node)
         run.until(lambda s: s["placement"] > before["placement"], "the gang is to be placed anew")
         group = f"gang-lost-p{run.status['placement']}"
 
@@ -175,9 +175,10 @@ def test_a_whole_gang_that_is_lost_is_placed_again_as_a_gang_and_resumes(trained
         run.until_reason("Scheduled", "Unschedulable")
         assert not any("nodeName" in p["spec"] for p in waiting()), "half of a gang was placed on the node that is left"
     finally:
-        trained_on.kubectl("uncordon", kept)
+        trained_on.kubectl("uncordon", *nodes)
         for node in lost:
-            trained_on.start_node(node)
+            if not trained_on.node(node).running:
+                trained_on.start_node(node)
     status = resumed(run, before)
     assert started_at(run, run.members()[0]) >= before["checkpoint"]["iteration"] > 0
     assert status["restarts"]["byCause"].keys() <= UNCHARGED, status["lastFailure"]

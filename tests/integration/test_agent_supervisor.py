@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,7 @@ class Pod:
             await self.task
         self.server.kill()
         self.server.wait()
+        shutil.rmtree(self.folder)
 
 
 class Gang:
