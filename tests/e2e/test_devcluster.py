@@ -130,10 +130,12 @@ def test_pods_and_tests_reach_the_s3_server_and_its_buckets_outlive_it(namespace
     )
 
 
-def test_a_container_is_told_its_gpus(namespace: Namespace) -> None:
-    namespace.apply(pod("a", "echo $NVIDIA_VISIBLE_DEVICES", gpus=2))
+def test_a_container_is_told_its_gpus_and_that_it_computes_on_the_cpu(namespace: Namespace) -> None:
+    namespace.apply(pod("a", "echo $NVIDIA_VISIBLE_DEVICES $CUDA_VISIBLE_DEVICES", gpus=2))
     namespace.wait("a", "jsonpath={.status.phase}=Succeeded")
-    assert sorted(namespace.kubectl("logs", "a").strip().split(",")) == ["0", "1"]
+    gpus, visible = namespace.kubectl("logs", "a").split()
+    assert sorted(gpus.split(",")) == ["0", "1"]
+    assert visible == "-1"
 
 
 def test_a_gang_of_three_with_room_for_two_waits_whole_and_starts_when_a_node_comes_back(namespace: Namespace) -> None:

@@ -246,3 +246,18 @@ def test_a_storage_that_is_away_costs_no_attempt(trained_on: Cluster) -> None:
     )
     assert status["attempt"] == before["attempt"], "an outage of S3 shorter than its retries ended the attempt"
     run.delete()
+
+
+def test_gpus_that_were_allotted_and_not_injected_are_missed_and_nothing_trains_on_the_cpu(trained_on: Cluster) -> None:
+    """As on a node whose container runtime knows nothing of GPUs. The dev cluster's device plugin says that the CPU is
+    meant to be used; this Pod is not told so."""
+    env = [{"name": "CUDA_VISIBLE_DEVICES", "value": "0,1"}]
+    patch = {"spec": {"containers": [{"name": names.CONTAINER_WORKER, "env": env}]}}
+    changes = {"workers__podPatch": patch, "failurePolicy__maxRestartsWithoutProgress": 0}
+    run = Run(trained_on, manifest("not-injected", **changes)).apply()
+    status = run.until_state("Failed", "Succeeded")
+    assert status["state"] == "Failed"
+    assert status["lastFailure"]["cause"] == "DeviceError"
+    assert "set workers.runtimeClassName" in status["lastFailure"]["message"]
+    assert status["lastFailure"]["node"]
+    run.delete()

@@ -268,4 +268,11 @@ MECHANISMS: tuple[Mechanism, ...] = (
         new="    return ()",
         tests=(f"{LEAVING}::test_evictions_take_one_member_at_a_time",),
     ),
+    Mechanism(
+        name="gpus-that-were-not-injected-are-missed",
+        file="trainer/starcoder_trainer/devices.py",
+        old="        if allotted := _allotted(environ):",
+        new="        if (allotted := _allotted(environ)) and False:",
+        tests=(f"{FAILURES}::test_gpus_that_were_allotted_and_not_injected_are_missed_and_nothing_trains_on_the_cpu",),
+    ),
 )

@@ -60,6 +60,16 @@ def test_where_the_only_gpu_can_not_be_used_nothing_trains_on_the_cpu(
         take_device(0, dev, {})
 
 
+@pytest.mark.parametrize("named", ["0,1", "GPU-5c1b2a63-7d4e-1f0a-9b3c-2e8d6f7a9c10", "MIG-1"])
+def test_where_no_gpu_of_those_allotted_was_injected_nothing_trains_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, named: str
+) -> None:
+    cuda(monkeypatch, 0)
+    with pytest.raises(DeviceMissingError, match=rf"VISIBLE_DEVICES={named}, .*workers\.runtimeClassName") as found:
+        take_device(0, device_files(tmp_path, "nvidiactl"), {"NVIDIA_VISIBLE_DEVICES": named})
+    assert classify(found.value) == "DeviceError"
+
+
 @pytest.mark.parametrize(
     ("files", "environ", "built_for"),
     [
@@ -68,6 +78,10 @@ def test_where_the_only_gpu_can_not_be_used_nothing_trains_on_the_cpu(
         (("nvidia0",), {"CUDA_VISIBLE_DEVICES": "-1"}, "13.0"),
         (("nvidia0",), {"CUDA_VISIBLE_DEVICES": ""}, "13.0"),
         (("nvidia0",), {}, None),
+        ((), {"NVIDIA_VISIBLE_DEVICES": "void"}, "13.0"),
+        ((), {"NVIDIA_VISIBLE_DEVICES": "all"}, "13.0"),
+        ((), {"NVIDIA_VISIBLE_DEVICES": "0,1", "CUDA_VISIBLE_DEVICES": "-1"}, "13.0"),
+        ((), {"NVIDIA_VISIBLE_DEVICES": "0,1"}, None),
     ],
 )
 def test_the_cpu_is_taken_where_no_gpu_was_given(

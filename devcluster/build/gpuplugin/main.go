@@ -70,7 +70,10 @@ func (p *plugin) Allocate(_ context.Context, request *api.AllocateRequest) (*api
 	answer := &api.AllocateResponse{}
 	for _, container := range request.ContainerRequests {
 		answer.ContainerResponses = append(answer.ContainerResponses, &api.ContainerAllocateResponse{
-			Envs: map[string]string{"NVIDIA_VISIBLE_DEVICES": strings.Join(container.DevicesIds, ",")},
+			Envs: map[string]string{
+				"NVIDIA_VISIBLE_DEVICES": strings.Join(container.DevicesIds, ","),
+				"CUDA_VISIBLE_DEVICES":   "-1", // there is no GPU behind them: containers are to compute on the CPU
+			},
 		})
 	}
 	return answer, nil
