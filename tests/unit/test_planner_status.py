@@ -34,6 +34,17 @@ def test_a_rate_of_before_is_not_shown_while_nothing_trains_and_what_was_reached
     assert run.status.iteration == reached
 
 
+def test_how_an_attempt_ended_is_told_once_and_first_and_then_what_is_waited_for() -> None:
+    run = make_run().workers(2).training().worker_fails(0, "Crash", "ValueError: boom")
+    run.until(lambda s: s.restarts.total > 0)
+    how = "attempt ended by Crash (rank 0: ValueError: boom)"
+    assert run.status.message == how
+    run.passes()
+    assert run.status.state == "Recovering"
+    assert run.status.message.startswith(f"{how}; ")
+    assert run.status.message.count("boom") == 1
+
+
 def test_a_spec_that_becomes_invalid_stops_no_iteration_and_says_what_goes_on() -> None:
     run = make_run().workers(2).with_spec(parallelism={"pipeline": 2, "tensor": 2})
     run.until(lambda s: run.cluster.assignment is not None and run.cluster.assignment.assignment.phase == "run")

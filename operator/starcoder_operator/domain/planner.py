@@ -373,10 +373,8 @@ def _explanation(status: StarCoderRunStatus, said: dict[str, Claim]) -> tuple[st
             continue  # it trains without those that are missing
         if kind in said and not said[kind].holds:
             because, last = said[kind], status.last_failure
-            before = (
-                f"attempt ended by {last.cause} ({last.message}); " if status.state == "Recovering" and last else ""
-            )
-            return because.reason, before + because.message
+            how = situation.how_it_ended(last.cause, last.message) if last and status.state == "Recovering" else ""
+            return because.reason, because.message if how in ("", because.message) else f"{how}; {because.message}"
     checkpoint = said.get("CheckpointVerified")
     if checkpoint is not None and checkpoint.reason in reasons.WARNINGS:
         return checkpoint.reason, f"attempt {status.attempt} trains; {checkpoint.message}"

@@ -147,11 +147,12 @@ def training(snapshot: Snapshot, at_work: tuple[MemberView, ...], decision: Deci
             why = because.message if because is not None else decision.why if isinstance(decision, Drain) else known
             return Claim("Training", "False", reasons.DRAINING, f"{why}; {how}" if why else how)
         case Ended(failure):
-            return Claim(
-                "Training",
-                "False",
-                *_why_not_training(snapshot, at_work, f"{failure.cause}: {failure.message}", outlook),
-            )
+            how = how_it_ended(failure.cause, failure.message)
+            return Claim("Training", "False", *_why_not_training(snapshot, at_work, how, outlook))
+
+
+def how_it_ended(cause: str, message: str) -> str:
+    return f"attempt ended by {cause} ({message})"
 
 
 def _why_not_training(
