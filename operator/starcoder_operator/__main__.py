@@ -50,7 +50,7 @@ class Operator:
         self.health = HealthServer(self.metrics)
         clock = SystemClock()
         self._activity = Activity(clock)
-        self._sightings = Sightings(clock)
+        self._sightings = Sightings(clock, silent=settings.heartbeat_stale)
         self._nodes = NodeCache(settings.device_fault_conditions)
         memory = self._memory = Memory()
         # renewals must neither queue behind other calls nor hang

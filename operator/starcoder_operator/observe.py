@@ -110,7 +110,7 @@ class Observer:
         gang_kind, instant = gang_of(spec), self._clock.now()
         pod_views = tuple(pod for each in pods if (pod := self._pod(each, gang_kind, memory)) is not None)
         own_views = [view for each in leases if (view := self._lease(each, memory)) is not None]
-        lease_views = tuple(self._heard(view, assignment) for view in own_views)
+        lease_views = tuple(self._by_relay(view, assignment) for view in own_views)
         return Snapshot(
             namespace=namespace,
             name=name,
@@ -194,15 +194,19 @@ class Observer:
             age=age,
             renewed=age,
             witnessed=self._sightings.witnessed(key),
+            heard_for=self._sightings.heard_for(key),
         )
 
-    def _heard(self, lease: LeaseView, assignment: AssignmentView | None) -> LeaseView:
+    def _by_relay(self, lease: LeaseView, assignment: AssignmentView | None) -> LeaseView:
         """With its age where a relay speaks for the agent. What one that is gone has said still counts."""
         relay = lease.report.relayed_by if lease.report is not None else ""
         age = self._sightings.age_by(relay, lease.member) if relay else None
         at_work = assignment.assignment.relay if assignment is not None else None
         unheard = self._sightings.age_by(at_work.boot_id, lease.member) if at_work is not None else None
-        return replace(lease, age=lease.age if age is None else min(lease.age, age), unheard=unheard or 0.0)
+        if age is not None:
+            heard_for = max(lease.heard_for, self._sightings.heard_for(f"agent/{relay}"))
+            lease = replace(lease, age=min(lease.age, age), heard_for=heard_for)
+        return replace(lease, unheard=unheard or 0.0)
 
     async def _assignment(self, namespace: str, run: str, memory: RunMemory) -> AssignmentView | None:
         try:

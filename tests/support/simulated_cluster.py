@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starcoder_operator.api.v1alpha1 import StarCoderRunSpec, StarCoderRunStatus
+from starcoder_operator.domain.hearing import USUAL
 from starcoder_operator.domain.plan import (
     Action,
     CreatePod,
@@ -101,12 +102,16 @@ class SimulatedCluster:
         """What is refused -> the server's words."""
         self.problems: dict[str, str] = {}
         self.api_reaches_agents = True
+        self.out_of_reach: set[int] = set()
+        """Members that the API server does not reach, where it reaches others."""
         self.relaying = True
         """Agents take heartbeats; those of older images do not."""
         self.cut_off: set[int] = set()
         """Members whose Pods reach no other Pod and are reached by none."""
         self.spoken_for: dict[tuple[str, int], float] = {}
         """(boot id of a relay, member) -> when that agent last renewed its Lease without suspecting that member."""
+        self.signs_of_life: dict[str, tuple[float, float]] = {}
+        """Member or boot id -> when it renewed its Lease the last time, and when it came back from silence."""
         self.pullable: set[str] | None = None
         """Images that a registry has; None: all."""
         self.slow: set[str] = set()
@@ -156,6 +161,7 @@ class SimulatedCluster:
                     self._age(i),
                     now - lease.renewed,
                     self._unheard(i),
+                    heard_for=self._heard_for(i),
                 )
                 for i, lease in self.leases.items()
             ),
@@ -176,6 +182,17 @@ class SimulatedCluster:
         relay = self.assignment.assignment.relay if self.assignment else None
         now = self.world.now
         return now - self.spoken_for.get((relay.boot_id, member), now) if relay else 0.0
+
+    def _sign_of_life(self, who: str) -> None:
+        now = self.world.now
+        last, returned = self.signs_of_life.get(who, (now, float("-inf")))
+        self.signs_of_life[who] = (now, now if now - last >= USUAL.stale else returned)
+
+    def _heard_for(self, member: int) -> float:
+        """As `observe` makes it of what it sees."""
+        report, now = self.leases[member].report, self.world.now
+        known = [self.signs_of_life.get(w) for w in (f"member-{member}", report.relayed_by if report else "")]
+        return max([0.0, *(now - returned for last, returned in filter(None, known) if now - last < USUAL.stale)])
 
     def _age(self, member: int) -> float:
         """As `observe` makes it of what it sees."""
@@ -463,7 +480,7 @@ class SimulatedCluster:
     def _agent(self, pod: Pod) -> None:
         if pod.agent is None or not self.up(pod.view.node):
             return
-        written = self.assignment if self.api_reaches_agents else None
+        written = self.assignment if self.api_reaches_agents and pod.agent.member not in self.out_of_reach else None
         pod.agent.look(written.assignment if written else None, written.config_json if written else "")
         self._renew(pod.agent)
         if pod.agent.quit:
@@ -475,6 +492,8 @@ class SimulatedCluster:
         lease, report, now = self.leases.get(agent.member), agent.report, self.world.now
         if lease is None or not self.api_reaches_agents or agent.machine.silent:
             return
+        if agent.member in self.out_of_reach:
+            return
         if agent.written is not None and is_relayed(agent.written, report) and not is_news(agent.written, report):
             return
         if lease.report is not None and lease.report.incarnation > report.incarnation:
@@ -483,6 +502,8 @@ class SimulatedCluster:
         lease.report = agent.written = report
         lease.renewed = now
         self.spoken_for |= {(agent.boot_id, i): now for i in self.leases if i not in report.suspects}
+        for who in (f"member-{agent.member}", agent.boot_id):
+            self._sign_of_life(who)
         lease.writes += 1
         agent.heartbeats.renewed(now)
 

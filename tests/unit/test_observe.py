@@ -1,6 +1,7 @@
 """What the API server says becomes one Snapshot, or no pass at all; never a guess."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -370,6 +371,26 @@ async def test_after_an_outage_all_are_as_fresh_as_if_they_had_just_been_heard_a
     bench.time.seconds += 1
     renewed(bench, 0, REPORT, "3")
     assert [lease.witnessed for lease in (await bench.look()).leases] == [True, False]
+
+
+async def test_an_agent_is_heard_for_as_long_as_since_it_and_its_relay_were_silent(bench):
+    async def heard_for():
+        return [lease.heard_for for lease in (await bench.look()).leases]
+
+    renewed(bench, 1, RELAYED, "1")
+    for renewal in range(10):
+        renewed(bench, 0, REPORT, str(renewal))
+        assert await heard_for() == [math.inf, math.inf], "its Lease rests while the relay speaks for it"
+        bench.time.seconds += 2
+    bench.time.seconds += 13
+    assert await heard_for() == [0, 0]
+    bench.time.seconds += 5
+    renewed(bench, 0, REPORT, "10")
+    assert await heard_for() == [0, 0]
+    bench.time.seconds += 7
+    assert await heard_for() == [7, 7]
+    renewed(bench, 0, REPORT, "11")
+    assert await heard_for() == [7, 7]
 
 
 async def test_the_assignment_comes_with_its_version_and_configuration(bench):

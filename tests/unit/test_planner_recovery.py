@@ -162,6 +162,7 @@ def test_a_gang_that_waits_for_a_member_that_waits_for_storage_is_charged_nothin
     run.stands_still(1, "DataStall", "reads", (1, 9)).passes()
     assert run.status.restarts.by_cause == {"DataStall": 1}
     assert run.status.restarts_without_progress == 0
+    assert run.status.node_failures == (), "the node of a member that only waited is blamed"
     run.training()
 
 
@@ -246,6 +247,44 @@ def test_agents_that_are_all_silent_are_not_judged() -> None:
     run.cluster.api_reaches_agents = True
     run.round().training()
     assert (run.status.attempt, run.status.restarts.total) == (1, 0)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2], ids=["relay", "second", "third"])
+@pytest.mark.parametrize("apart", [False, True], ids=["API server away", "whole network away"])
+def test_the_first_agent_that_is_heard_again_is_no_witness_against_the_others(first: int, apart: bool) -> None:
+    run = make_run().workers(3).with_spec(training__iterations=10_000).training().until_quiet(3)
+    run.cluster.cut_off = {0, 1, 2} if apart else set()
+    run.silent().until_quiet(int(2 * USUAL.stale))
+    assert run.said("Training") == ("Unknown", reasons.AGENTS_SILENT)
+    run.cluster.api_reaches_agents, run.cluster.out_of_reach = True, {0, 1, 2} - {first}
+    run.until_quiet(4)
+    assert (run.status.attempt, run.status.restarts.total) == (1, 0)
+    run.cluster.cut_off = run.cluster.out_of_reach = set()
+    run.until_quiet(30)
+    assert (run.status.attempt, run.status.restarts.total, run.status.state) == (1, 0, "Running")
+    assert len(run.pods) == 3
+
+
+def test_who_stays_away_after_a_silence_of_all_is_lost() -> None:
+    run = make_run().workers(3).on_nodes(4).with_spec(training__iterations=10_000).training().until_quiet(3)
+    run.silent().until_quiet(int(2 * USUAL.stale))
+    run.cluster.api_reaches_agents, run.cluster.out_of_reach, run.cluster.cut_off = True, {2}, {2}
+    run.until(lambda s: s.restarts.total > 0)
+    assert run.status.last_failure is not None
+    assert (run.status.last_failure.cause, run.status.last_failure.member) == ("AgentUnresponsive", 2)
+
+
+def test_the_cause_of_a_lost_connection_is_waited_for_after_a_silence_of_all_as_well() -> None:
+    spec = {"failurePolicy__maxRestartsWithoutProgress": 0, "training__iterations": 10_000}
+    run = make_run().workers(2).with_spec(**spec).training()
+    run.silent().until_quiet(100)
+    assert run.said("Training") == ("Unknown", reasons.AGENTS_SILENT)
+    run.worker_fails(1, "Peer")
+    run.cluster.api_reaches_agents = True
+    run.until_quiet(5)
+    assert run.said("Training") == ("Unknown", reasons.PEER_LOST)
+    run.node_dies(run.pod(0).view.node).until(lambda s: s.restarts.total > 0)
+    assert run.status.restarts.by_cause == {"NodeLost": 1}
 
 
 def test_head_of_a_higher_attempt_is_passed_over_and_charged_to_nobody() -> None:

@@ -20,6 +20,8 @@ class _Sighting:
     asked: float
     changed: bool
     """It has looked otherwise before."""
+    returned: float = float("-inf")
+    """When it changed after having been silent."""
 
 
 @dataclass
@@ -31,6 +33,8 @@ class Sightings:
     """
 
     clock: Clock
+    silent: float = 15.0
+    """Seconds without a change after which an agent is silent."""
     _seen: dict[str, _Sighting] = field(default_factory=dict)
     _unheard: dict[str, dict[int, float]] = field(default_factory=dict)
     """Boot id of a relay -> its suspects and when it spoke for each the last time."""
@@ -42,7 +46,9 @@ class Sightings:
         sighting = self._seen.get(key)
         if sighting is None or sighting.print != fingerprint:
             self._forget(now)
-            self._seen[key] = _Sighting(fingerprint, now, now, sighting is not None)
+            new = self._seen[key] = _Sighting(fingerprint, now, now, sighting is not None)
+            if sighting is not None:
+                new.returned = now if now - sighting.since >= self.silent else sighting.returned
             return 0.0
         sighting.asked = now
         return now - max(sighting.since, self._blind_until)
@@ -63,6 +69,12 @@ class Sightings:
             return None
         now = sighting.asked = self.clock.monotonic()
         return now - max(self._unheard.get(boot_id, {}).get(member, sighting.since), self._blind_until)
+
+    def heard_for(self, key: str) -> float:
+        """Seconds since `key` was silent the last time: 0 while it is, infinite where it never was."""
+        sighting = self._seen.get(key)
+        now = self.clock.monotonic()
+        return 0.0 if sighting is None or now - sighting.since >= self.silent else now - sighting.returned
 
     def witnessed(self, key: str) -> bool:
         """Whether `key` was seen to change since we can see."""

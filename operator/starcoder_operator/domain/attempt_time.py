@@ -219,12 +219,20 @@ def _new(run: Run, part: int) -> Shares:
     return {"training": training, "degraded": part - training}
 
 
+def awaiting_since(snapshot: Snapshot) -> str | None:
+    """When the cause that is being waited for began to be; None where none was, as last written. The condition does not
+    say: agents may have been silent before, which is Unknown too."""
+    told = snapshot.status.condition("Training")
+    if told is None or told.reason not in (reasons.PEER_LOST, reasons.HANGS):
+        return None
+    return snapshot.status.awaiting_cause_since or told.last_transition_time
+
+
 def _until_the_fault(snapshot: Snapshot, silent: int, run: Run, left: int) -> int:
     """Of the milliseconds that nobody reported, those before the fault: up to the first sign of it, and no more than an
     iteration usually takes, since one that was done would have been reported."""
-    told = snapshot.status.condition("Training")
-    if told is not None and told.reason in (reasons.PEER_LOST, reasons.HANGS):
-        silent = max(silent, milliseconds(snapshot.instant or snapshot.now) - milliseconds(told.last_transition_time))
+    if since := awaiting_since(snapshot):
+        silent = max(silent, milliseconds(snapshot.instant or snapshot.now) - milliseconds(since))
     before = left - silent
     spent = run.heard.spent if run.heard is not None else None
     if run.heard is not None and spent is not None and spent.first_iteration is not None:

@@ -218,10 +218,10 @@ def origins(found: Failure, signs: Iterable[Failure]) -> tuple[Failure, ...]:
 
     Args:
         found: the `primary` one.
-        signs: the others. A rank that hangs has all others wait for it, and the error of one device is met by those
-            that communicate with it: they say the same, and are not at fault.
+        signs: the others. A rank that stands still has all others hang with it, whatever it waits for, and the error
+            of one device is met by those that communicate with it: of such signs only the primary one counts.
     """
-    return found, *(s for s in signs if s.cause is not found.cause or s.cause not in _MET_BY_OTHERS)
+    return found, *(s for s in signs if s.cause not in _MET_BY_OTHERS)
 
 
 def lost(member: MemberView) -> Failure | None:

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
 
-from . import backoff, failure, network, reasons
+from . import backoff, failure, network
+from .attempt_time import awaiting_since
 from .formation import AwaitCause, BackOff, Decision, Ended, Go, Hold, Leave, held, next_attempt
 from .hearing import Limits
 from .leaving import leaving, left_unsaved, time_left
@@ -43,10 +44,8 @@ def over(
 
 def left(snapshot: Snapshot, status: StarCoderRunStatus) -> float:
     """Seconds for which the cause of a lost connection is still waited for."""
-    told = snapshot.status.condition("Training")
-    waited = 0.0
-    if told is not None and told.reason in (reasons.PEER_LOST, reasons.HANGS):
-        waited = seconds_between(told.last_transition_time, snapshot.now)
+    since = awaiting_since(snapshot)
+    waited = seconds_between(since, snapshot.now) if since else 0.0
     limit = snapshot.spec.failure_policy.max_restarts_without_progress
     return (AWAIT_LAST_CAUSE if status.restarts_without_progress >= limit else AWAIT_CAUSE) - waited
 

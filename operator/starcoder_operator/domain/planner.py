@@ -16,6 +16,7 @@ from starcoder_operator.api.v1alpha1.status import State
 from starcoder_trainer.contract.assignment import Assignment
 
 from . import avoidance, budget, failure, goodput, patience, progress, reasons, situation, sizing, story, user_error
+from .attempt_time import awaiting_since
 from .conditions import Claim, merged
 from .elasticity import pool_size
 from .failure import Failure, Response
@@ -215,13 +216,14 @@ def _wanted(snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[Membe
         *situation.degraded(snapshot, status, write),
         Claim("Complete", "False", reasons.IN_PROGRESS),
     )
-    trains = decision == Stay()
+    trains, awaits = decision == Stay(), isinstance(decision, AwaitCause)
     status = (status if trains else progress.resting(status)).model_copy(
         update={
             "attempt": max([status.attempt, *(a.attempt for a in (own_assignment(snapshot), write) if a)]),
             "placement": placement.number,
             "incarnations": placement.incarnations,
             "waiting_since": sizing.waiting_since(snapshot, members) if forming else None,
+            "awaiting_cause_since": (awaiting_since(snapshot) or snapshot.now) if awaits else None,
             "started_at": status.started_at or (snapshot.now if trains else None),
         }
     )

@@ -110,6 +110,8 @@ class LeaseView:
     those since the relay's own renewal."""
     witnessed: bool = True
     """It has seen such a change since it can see: what stands there was not written before an outage."""
+    heard_for: float = float("inf")
+    """Seconds since the agent was silent the last time, itself and by its relay; infinite where it never was."""
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,8 @@ class StarCoderRunStatus(ApiModel):
     waiting_since: str | None = None
     """Since when Pods that were lost are waited for by enough others to train without them, RFC 3339;
     elasticity.patience counts from here."""
+    awaiting_cause_since: str | None = None
+    """Where a connection was lost, or a rank hangs: since when the cause is waited for, RFC 3339."""
     resized_at: str | None = None
     """Where fewer Pods than workers.replicas train: when the first attempt with as many began, RFC 3339;
     elasticity.growBack.interval counts from here."""
