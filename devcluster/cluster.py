@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import binaries, cgroups, imagefiles, kubeapi, network, packages, paths
-from .addresses import MAX_NODES, NAME, control_plane_netns
+from .addresses import MAX_NODES, NAME, S3_PORT, control_plane_netns
 from .addresses import nodes as node_addresses
 from .controlplane import COMPONENTS, ControlPlane
 from .leftovers import LeftBehind, found, mounts
@@ -139,7 +139,13 @@ class Cluster:
         """Unplugs a node's network cable: its containers run on, nobody hears of them."""
         self.node(name).plug(plugged=False)
 
+    def partition_from_all_but_s3(self, name: str) -> None:
+        """Its containers run on, and S3 alone hears of them."""
+        self.node(name).cut_off(but=S3_PORT)
+
     def heal(self, name: str) -> None:
+        """Ends a partition of either kind."""
+        self.node(name).join_again()
         self.node(name).plug(plugged=True)
 
     def stop_component(self, name: str) -> None:
@@ -158,7 +164,7 @@ class Cluster:
             if self.plane.daemon(component).identity() is None:
                 self.start_component(component)
         for node in self.nodes:
-            node.plug(plugged=True)
+            self.heal(node.name)
             if not node.running:
                 node.start()
         self._wait_for_nodes(self.options)

@@ -13,6 +13,8 @@ from pathlib import Path
 from .addresses import CONTROL_PLANE, NODES_PREFIX, SERVICES, NodeAddress, control_plane_netns, is_netns_of
 
 NETNS = Path("/run/netns")
+_CUT = "cut"
+"""Name of the table of rules that cut a node off."""
 
 
 @contextmanager
@@ -79,6 +81,27 @@ def set_link(node: NodeAddress, *, up: bool) -> None:
     _ip("-n", control_plane_netns(node.cluster), "link", "set", node.veth, "up" if up else "down")
 
 
+def cut_off(node: NodeAddress, but: int) -> None:
+    """Drops what a node sends and gets, but for connections to one TCP port of the control plane."""
+    _nft(
+        node,
+        f"""\
+add table inet {_CUT}
+add chain inet {_CUT} leaves {{ type filter hook postrouting priority filter; }}
+add rule inet {_CUT} leaves oifname eth0 ip daddr {CONTROL_PLANE} tcp dport {but} accept
+add rule inet {_CUT} leaves oifname eth0 drop
+add chain inet {_CUT} comes {{ type filter hook prerouting priority raw; }}
+add rule inet {_CUT} comes iifname eth0 ip saddr {CONTROL_PLANE} tcp sport {but} accept
+add rule inet {_CUT} comes iifname eth0 drop
+""",
+    )
+
+
+def join_again(node: NodeAddress) -> None:
+    """Ends `cut_off`; nothing where there is none."""
+    _nft(node, f"add table inet {_CUT}\ndelete table inet {_CUT}\n")
+
+
 def link_is_up(node: NodeAddress) -> bool:
     said = subprocess.run(
         ["ip", "-n", control_plane_netns(node.cluster), "-oneline", "link", "show", node.veth],
@@ -130,5 +153,12 @@ def _batch(netns: str, *lines: str) -> None:
         raise NetworkFailed(f"ip in {netns}: {done.stderr.strip()} of\n{text}")
 
 
+def _nft(node: NodeAddress, rules: str) -> None:
+    with inside(node.netns):
+        done = subprocess.run(["nft", "-f", "-"], input=rules, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NetworkFailed(f"nft in {node.netns}: {done.stderr.strip()} of\n{rules}")
+
+
 class NetworkFailed(RuntimeError):
-    """`ip` refused; the message has its words."""
+    """`ip` or `nft` refused; the message has its words."""

@@ -151,6 +151,14 @@ class Node:
         """Its network cable, in or out."""
         network.set_link(self.address, up=plugged)
 
+    def cut_off(self, but: int) -> None:
+        """From all but one TCP port of the control plane."""
+        network.cut_off(self.address, but)
+
+    def join_again(self) -> None:
+        """After `cut_off`, if there was one."""
+        network.join_again(self.address)
+
     def logs(self) -> tuple[Path, ...]:
         return tuple(sorted((self.cluster / "log").glob(f"{self.name}*.log")))
 

@@ -10,7 +10,7 @@ from devcluster.cluster import Cluster
 from starcoder_operator.domain.failure import CAUSES, Charge
 from starcoder_trainer.contract import names
 from starcoder_trainer.contract.ledger import stacks_key
-from tests.support.cluster import Run, manifest, resumed, started_at, until
+from tests.support.cluster import Run, manifest, resumed, started_at, until, worker_pids
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -81,6 +81,39 @@ def test_a_partitioned_node_is_given_up_and_its_pod_is_cleaned_away_when_it_is_b
     run.until_checkpoint(after["checkpoint"]["iteration"])
     attempts = [entry.attempt for entry in run.head().entries]
     assert attempts == sorted(attempts)
+    assert run.head().attempt == run.status["attempt"] == status["attempt"], "the zombie disturbed its successor"
+    run.delete()
+
+
+def test_a_zombie_that_still_reaches_s3_commits_until_the_next_attempt_has_claimed_and_is_fenced(
+    trained_on: Cluster,
+) -> None:
+    """A gang of one trains on when it is cut off: nothing but the claim of its successor keeps its checkpoints out."""
+    alone = SPARE | {"workers__replicas": 1, "training__globalBatchSize": 4}
+    run = Run(trained_on, manifest("zombie", **alone)).apply()
+    before = run.until_checkpoint()
+    run.until(lambda s: s["workers"].get("spares") == 1, "the spare stands by")
+    (member,) = run.members()
+    pod = run.pod_of(member)
+    node = trained_on.node(pod["spec"]["nodeName"])
+    workers, log = worker_pids(node.ctr, pod), f"/var/log/pods/*_{pod['metadata']['uid']}/agent/*.log"
+
+    def of_the_zombie(words: str) -> bool:
+        return node.run("sh", "-c", f"grep -hs '{words}' {log}", check=False).returncode == 0
+
+    trained_on.partition_from_all_but_s3(node.name)
+    try:
+        status = resumed(run, before)
+        assert run.members() != [member]
+        fenced = f"fenced by attempt {status['attempt']}"
+        until(lambda: of_the_zombie(fenced), "HEAD tells the zombie", dump=run.describe)
+        until(lambda: not set(workers) & set(worker_pids(node.ctr, pod)), "its workers are stopped", dump=run.describe)
+        run.until_checkpoint(status["checkpoint"]["iteration"])
+    finally:
+        trained_on.heal(node.name)
+    until(lambda: pod["metadata"]["name"] not in run.all_pod_names(), "the old Pod is gone")
+    attempts = [entry.attempt for entry in run.head().entries]
+    assert attempts == sorted(attempts), "a checkpoint of the zombie was committed after its successor had claimed"
     assert run.head().attempt == run.status["attempt"] == status["attempt"], "the zombie disturbed its successor"
     run.delete()
 

@@ -114,6 +114,22 @@ def test_another_parallelism_is_a_planned_transition_with_a_checkpoint(trained_o
     run.delete()
 
 
+def test_another_number_of_pods_is_a_planned_transition_with_a_checkpoint(trained_on: Cluster) -> None:
+    run = Run(trained_on, manifest("resized", **LONG, training__globalBatchSize=12)).apply()
+    before, pods = run.until_checkpoint(), run.pod_names()
+    run.apply(workers__replicas=3)
+    status = run.until(lambda s: s.get("state") == "Running" and s["layout"]["data"] == 3, "it trains with three")
+    assert run.pod_names() == [*pods, "resized-w2-0"]
+    assert status["restarts"]["total"] == 0, "a change that was asked for was counted as a failure"
+    left = max(entry.step for entry in run.head().entries if entry.attempt < status["attempt"])
+    assert started_at(run) == left >= before["checkpoint"]["iteration"]
+    run.apply(workers__replicas=2)
+    status = run.until(lambda s: s.get("state") == "Running" and s["layout"]["data"] == 2, "it trains with two again")
+    until(lambda: len(run.all_pod_names()) == 2, "the third Pod is gone", dump=run.describe)
+    assert status["restarts"]["total"] == 0
+    run.delete()
+
+
 def test_a_deleted_pod_is_replaced_under_a_new_name(trained_on: Cluster) -> None:
     run = Run(trained_on, manifest("pod-deleted", **LONG)).apply()
     before = run.until_checkpoint()
@@ -245,6 +261,17 @@ def test_a_storage_that_is_away_costs_no_attempt(trained_on: Cluster) -> None:
         lambda s: (s.get("checkpoint") or {}).get("iteration", 0) > said["iteration"], "checkpoints are verified again"
     )
     assert status["attempt"] == before["attempt"], "an outage of S3 shorter than its retries ended the attempt"
+    run.delete()
+
+
+def test_an_error_of_the_user_s_fails_the_run_at_once_in_python_s_words(trained_on: Cluster) -> None:
+    run = Run(trained_on, manifest("no-kernel", training__attentionBackend="flash-attn-2")).apply()
+    status = run.until_state("Failed", "Succeeded")
+    assert (status["state"], status["attempt"]) == ("Failed", 1)
+    assert status["lastFailure"]["cause"] == "UserError"
+    words = "training.attentionBackend: flash-attn-2 was asked for and can't be used (flash-attn-2: no CUDA device)"
+    assert words in status["lastFailure"]["message"]
+    assert words in status["message"]
     run.delete()
 
 

@@ -200,6 +200,14 @@ MECHANISMS: tuple[Mechanism, ...] = (
         new="    if False:",
         tests=(f"{FAILURES}::test_another_parallelism_is_a_planned_transition_with_a_checkpoint",),
     ),
+    # What is deleted for it ends the attempt then, and counts as a failure.
+    Mechanism(
+        name="a-gang-larger-than-the-specs-gives-way",
+        file="operator/starcoder_operator/domain/sizing.py",
+        old="    return beyond or len(current.members) > spec.workers.replicas",
+        new="    return False",
+        tests=(f"{FAILURES}::test_another_number_of_pods_is_a_planned_transition_with_a_checkpoint",),
+    ),
     # The bias correction of a resumed run begins anew.
     Mechanism(
         name="the-optimizers-step-is-restored",
@@ -267,6 +275,22 @@ MECHANISMS: tuple[Mechanism, ...] = (
         old="    return (EnsureDisruptionBudget(wanted),) if wanted != (snapshot.budget or 0) else ()",
         new="    return ()",
         tests=(f"{LEAVING}::test_evictions_take_one_member_at_a_time",),
+    ),
+    Mechanism(
+        name="a-successor-fences-who-went-before",
+        file="trainer/starcoder_trainer/agent/ledger.py",
+        old="        return (head.run_uid, head.attempt, head.holder) == (self._run.uid, attempt, self._holder)",
+        new="        return head.run_uid == self._run.uid and head.attempt >= attempt",
+        tests=(
+            f"{FAILOVER}::test_a_zombie_that_still_reaches_s3_commits_until_the_next_attempt_has_claimed_and_is_fenced",
+        ),
+    ),
+    Mechanism(
+        name="an-error-of-the-user-s-ends-the-run",
+        file="trainer/starcoder_trainer/failures.py",
+        old='                return "UserError"',
+        new='                return "Crash"',
+        tests=(f"{FAILURES}::test_an_error_of_the_user_s_fails_the_run_at_once_in_python_s_words",),
     ),
     Mechanism(
         name="gpus-that-were-not-injected-are-missed",

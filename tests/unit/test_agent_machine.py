@@ -66,6 +66,13 @@ def test_a_fenced_leader_says_by_which_attempt():
     assert agent.said.fenced_by is None
 
 
+def test_workers_of_a_leader_that_head_fences_are_stopped_for_nothing_they_do_can_be_saved():
+    agent = Agent(0).training(1).tell(m.FencedOut, 1, 2)
+    assert kinds(agent.did) == [m.StopWorkers]
+    assert (agent.said.state, agent.said.fenced_by) == ("failed", 2)
+    assert agent.said.failure == Failure("Peer", "HEAD in S3 belongs to attempt 2, this is 1")
+
+
 def test_an_agent_that_is_not_listed_stands_by_idle_and_takes_any_place_as_soon_as_it_is():
     spare = Agent(2).ready()
     for phase in ("hold", "run"):

@@ -181,8 +181,7 @@ class Machine:
             case PrepareHindered(attempt=attempt) if attempt == self._prepared_for:
                 self._hindrance = event.problem
             case FencedOut(attempt=attempt) if self._assignment and attempt == self._assignment.attempt:
-                self._fenced_by = max(event.by, self._fenced_by or 0)
-                self._checkpoints.fenced(attempt)
+                self._fenced(attempt, event.by)
             case ShardUploaded(attempt=attempt, step=step):
                 self._checkpoints.uploaded(attempt, step)
                 if self._leads(attempt):
@@ -317,6 +316,14 @@ class Machine:
         assert self._watch is not None
         if self._workers.overdue is not None:
             self._fail(stall.explain(self._workers.overdue, self._watch.stamps, event.workers, event.where))
+
+    def _fenced(self, attempt: int, by: int) -> None:
+        self._fenced_by = max(by, self._fenced_by or 0)
+        self._checkpoints.fenced(attempt)
+        if by > attempt and self._running(attempt):
+            # Another attempt has begun, and whoever ordered it does not reach this Pod. Nothing that is trained here
+            # can be saved any more, and what is uploaded is swept by the attempt after that.
+            self._fail(Failure("Peer", f"HEAD in S3 belongs to attempt {by}, this is {attempt}"))
 
     def _refused(self, step: int, message: str) -> None:
         if step >= (self._iterations if self._left_at is None else self._left_at):
