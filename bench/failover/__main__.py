@@ -104,8 +104,8 @@ def _case(cluster: Cluster, case: Case, trials: int, baseline_trials: int) -> No
         # a trial that was given up took longer than it counts for: at least so many times faster
         times = Sample((beside.sample.median / ours_of.median,), beside.sample.censored)
         print(line(f"failover/{case.name}/times-faster", "ratio-up", times, goal=case.times_faster), flush=True)
-    again = Sample(tuple(float(t.iterations_again) for t in done if not t.censored) or (0.0,))
-    print(line(f"failover/{case.name}/iterations-again", "iterations", again), flush=True)
+    lost = Baseline(baseline.TITLE, _again(other)) if other else None
+    print(line(f"failover/{case.name}/iterations-again", "iterations", _again(done), baseline=lost), flush=True)
 
 
 def _ours(cluster: Cluster, case: Case, trials: int) -> Sequence[Trial]:
@@ -168,6 +168,12 @@ def _trials(name: str, count: int, trial: Callable[[int], Trial]) -> Sequence[Tr
 
 def _sample(trials: Sequence[Trial]) -> Sample:
     return Sample(tuple(t.seconds for t in trials), sum(t.censored for t in trials))
+
+
+def _again(trials: Sequence[Trial]) -> Sample:
+    """What is not known, of trials that were given up, is left out."""
+    known = tuple(float(t.iterations_again) for t in trials if not t.censored)
+    return Sample(known or (0.0,), len(trials) - len(known))
 
 
 def _say(what: str) -> None:

@@ -15,7 +15,7 @@ from starcoder_trainer.contract import names
 from tests.support.cluster import manifest, until, worker_pids
 
 from .iterations import Logged, read, resumption
-from .ours import GIVE_UP, Trial
+from .ours import EVERY, GIVE_UP, Trial
 
 NAME = "torchrun"
 TITLE = "Indexed Job, torchrun c10d, Kubernetes defaults"
@@ -25,7 +25,7 @@ USER = 10001
 
 def objects() -> tuple[dict[str, Any], ...]:
     """Service, ConfigMap and Job: as `starcoder-tiny` in bench/failover/ours.py, 2 Pods x 2 workers."""
-    settings = {"training__iterations": 10**6, "checkpoint__everyIterations": 50, "checkpoint__keepLast": 2}
+    settings = {"training__iterations": 10**6, "checkpoint__everyIterations": EVERY, "checkpoint__keepLast": 2}
     document = manifest(NAME, **settings)
     run = read_run(document)
     config = training_config(NAME, stages.NAMESPACE, f"uid-{NAME}", run.spec).to_json()

@@ -14,6 +14,10 @@ from tests.support.cluster import Document, Run, manifest
 
 from .iterations import Resumption, read, resumption
 
+EVERY = 50
+"""Iterations between checkpoints."""
+GOLDEN = 0.6180339887
+"""Multiples of it, less their whole parts, lie evenly between 0 and 1, however many there are."""
 GIVE_UP = 600.0
 """Seconds after which a trial is censored."""
 
@@ -74,7 +78,7 @@ def start(cluster: Cluster, name: str, **changes: Any) -> Run:
     stages.delete_run(cluster, name)
     settings = {
         "training__iterations": 10**6,
-        "checkpoint__everyIterations": 50,
+        "checkpoint__everyIterations": EVERY,
         "checkpoint__keepLast": 2,
         # every node is killed again and again, and none is at fault
         "failurePolicy": {"nodeAvoidance": {"ttl": "0s"}},
@@ -85,7 +89,9 @@ def start(cluster: Cluster, name: str, **changes: Any) -> Run:
 
 
 def trial(run: Run, fault: Fault, number: int) -> Trial:
-    """One fault to a run that is whole (`whole`)."""
+    """One fault to a run that is whole (`whole`); those of all trials fall evenly between two checkpoints."""
+    at = run.status["checkpoint"]["iteration"] + int(EVERY * (number * GOLDEN % 1))
+    run.until(lambda s: s["iteration"] >= at, f"iteration {at} is done")
     before, attack = run.status, fault(run, number)
     began = time.time()
     attack.do()
