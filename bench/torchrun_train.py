@@ -81,7 +81,7 @@ def main() -> None:
         if int(os.environ["LOCAL_RANK"]) == 0:
             logging.info("iteration %d/%d | loss %r |", done.iteration, config.training.iterations, done.loss)
 
-    def save() -> None:
+    def save(_last: bool) -> None:
         """Blocking, as a script of one's own does it: write, upload, wait for each other, list it."""
         _upload(_write(training, layout, attempt, rank, scratch), store, rank, world)
         dist.barrier()
@@ -91,7 +91,7 @@ def main() -> None:
 
     train(training, on_step, save, lambda: training.iteration >= until)
     if beside:
-        train(training, on_step, lambda: None, lambda: training.iteration >= until + beside)
+        train(training, on_step, lambda _last: None, lambda: training.iteration >= until + beside)
     dist.barrier()
 
 

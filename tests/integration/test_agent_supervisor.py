@@ -19,10 +19,12 @@ from starcoder_trainer.agent.messages import Identity
 from starcoder_trainer.agent.metrics import Metrics
 from starcoder_trainer.agent.supervisor import Supervisor, Surroundings
 from starcoder_trainer.contract.assignment import Assignment, Layout, Member
+from starcoder_trainer.contract.config import StorageConfig
 from starcoder_trainer.contract.ledger import HEAD_KEY, Head
 from starcoder_trainer.contract.report import Report
 from starcoder_trainer.data.errors import DataNotFound
 from starcoder_trainer.storage.open import open_store
+from starcoder_trainer.storage.store import ObjectStore
 from tests.support.training import training_config
 
 pytestmark = pytest.mark.integration
@@ -31,6 +33,11 @@ SECONDS = 60
 GPUS = 2
 GRACE = 2.0
 """Seconds; the scripted workers of these tests don't know how to leave."""
+
+
+def store_of(uri: str, storage: StorageConfig) -> ObjectStore:
+    """Each region has objects of its own."""
+    return open_store(f"{uri}/{storage.region}", storage, allow_file=True)
 
 
 class Pod:
@@ -48,7 +55,7 @@ class Pod:
                 "uid-1", self.boot_id, f"demo-w{member}-0", 0, "n1", "127.0.0.1", str(self.folder / "scratch"), GRACE
             ),
             Surroundings(
-                open_store=lambda uri, storage: open_store(uri, storage, allow_file=True),
+                open_store=store_of,
                 check_data=gang.check_data,
                 worker_socket=self.folder / "worker.sock",
                 member=member,
@@ -87,9 +94,10 @@ class Gang:
     def __init__(self, tmp_path: Path, size: int) -> None:
         self.changed = asyncio.Event()
         self.plan = tmp_path / "plan.json"
-        (tmp_path / "ck").mkdir()
+        for region in ("us-east-1", "elsewhere"):
+            (tmp_path / "ck" / region).mkdir(parents=True)
         self.config = training_config(iterations=4, checkpoint_uri=f"file://{tmp_path}/ck")
-        self.store = open_store(self.config.checkpoint.uri, self.config.storage, allow_file=True)
+        self.store = store_of(self.config.checkpoint.uri, self.config.storage)
         self.data_error: Exception | None = None
         self.pods = [Pod(self, member) for member in range(size)]
 
@@ -251,6 +259,20 @@ async def test_a_foreign_head_is_told_and_adopted_when_asked(gang):
     gang.assign(7, "hold")
     await gang.until(lambda: gang.pods[0].said.offer)
     assert gang.head.run_uid == "uid-1"
+
+
+async def test_the_next_attempt_takes_up_a_spec_whose_storage_and_number_of_checkpoints_were_changed(gang):
+    gang.plans(fail={"attempt": 1, "iteration": 3, "cause": "Crash"})
+    await gang.form(1)
+    await gang.until(lambda: gang.pods[0].said.state == "failed")
+    gang.plans()
+    elsewhere = replace(gang.config.storage, region="elsewhere")
+    gang.config = replace(gang.config, storage=elsewhere, checkpoint=replace(gang.config.checkpoint, keep_last=1))
+    await gang.form(2)
+    await gang.until(lambda: gang.all_say("done", 2))
+    assert gang.head.attempt == 1
+    found = Head.from_json(store_of(gang.config.checkpoint.uri, elsewhere).get(HEAD_KEY).data)
+    assert (found.attempt, [entry.step for entry in found.entries]) == (2, [4])
 
 
 async def test_an_agent_whose_workers_do_not_leave_ends_before_its_grace_period_does_and_says_what_is_lost(gang):

@@ -210,7 +210,7 @@ def steps(config: TrainingConfig, iterations: int | None = None) -> list[Any]:
             config, training=dataclasses.replace(config.training, iterations=iterations)
         )
     done: list[Any] = []
-    train(training, done.append, lambda: None)
+    train(training, done.append, lambda _last: None)
     return done
 
 
@@ -326,7 +326,7 @@ def _train_and_save(
 
     training = Training(config, model, optimizer, walks_for(config), iteration)
 
-    def save_now() -> None:
+    def save_now(_last: bool) -> None:
         save(
             directory_of(scratch, attempt, training.iteration),
             live_pieces(model, optimizer),

@@ -8,7 +8,14 @@ import threading
 import pytest
 
 from starcoder_trainer.agent.committer import Committer
-from starcoder_trainer.agent.messages import CheckpointRefused, Commit, ShardUploaded, StorageTrouble, Upload
+from starcoder_trainer.agent.messages import (
+    CheckpointRefused,
+    Commit,
+    ShardUploaded,
+    StorageTrouble,
+    Upload,
+    UploadAbandoned,
+)
 from starcoder_trainer.agent.upload import Uploader
 from starcoder_trainer.contract.assignment import CheckpointRef
 from starcoder_trainer.contract.ledger import RankManifest
@@ -94,7 +101,8 @@ async def test_an_upload_whose_files_are_gone_when_the_store_is_back_leaves_no_t
             shutil.rmtree(folder)
             raise Unreachable("put: no answer")
 
-    uploader = Uploader(0, AwayOnce, events.post, lambda _: None)
+    store = AwayOnce()
+    uploader = Uploader(0, lambda: store, events.post, lambda _: None)
     uploader.add(Upload(1, 4, 1, (saved,)))
     at_work(uploader.run())
     assert (await events.next(StorageTrouble)).problem.reason == "StorageUnreachable"
@@ -110,6 +118,26 @@ def saved_on_disk(root, step):
         RankManifest(1, step, 0, ("rank-00000.bin",), (), {"step": str(step)}).to_json()
     )
     return Upload(1, step, 1, (Saved(1, 0, step, str(folder), 0.1, 7),))
+
+
+async def test_an_upload_that_fails_where_the_spec_does_not_point_any_more_is_given_up(at_work, tmp_path):
+    class Away(MemoryStore):
+        def upload_file(self, key, path):
+            raise Unreachable("put: no answer")
+
+    events, stores = _Events(), [Away(), FileStore(f"file://{tmp_path}/store")]
+    stores[1].root.mkdir()
+    uploader = Uploader(0, lambda: stores[0], events.post, lambda _: None)
+    at_work(uploader.run())
+    uploader.add(saved_on_disk(tmp_path, 2))
+    assert (await events.next(StorageTrouble)).problem.reason == "StorageUnreachable"
+    uploader.add(saved_on_disk(tmp_path, 6))
+    del stores[0]
+    uploader.add(saved_on_disk(tmp_path, 7))
+    assert (await events.next(UploadAbandoned)).step == 2
+    assert (await events.next(StorageTrouble)).problem is None
+    assert (await events.next(UploadAbandoned)).step == 6
+    assert (await events.next(ShardUploaded)).step == 7
 
 
 async def test_an_upload_that_outlasts_its_attempt_takes_no_files_from_the_next(at_work, tmp_path):

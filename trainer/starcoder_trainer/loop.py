@@ -84,12 +84,12 @@ class _MicroBatch:
 def train(
     training: Training,
     on_step: Callable[[StepDone], None],
-    save: Callable[[], None],
+    save: Callable[[bool], None],
     asked_to_leave: Callable[[], bool] = lambda: False,
     pace: Pace | None = None,
 ) -> None:
-    """From `training.iteration` to the last one; `save` is called every `checkpoint.everyIterations` and at the end.
-    `pace` is told what goes on.
+    """From `training.iteration` to the last one; `save` is called every `checkpoint.everyIterations` and at the end,
+    and is told whether that is now. `pace` is told what goes on.
 
     Ends earlier, on all ranks after the same iteration and with a save of it, where any rank is asked to leave.
 
@@ -109,7 +109,7 @@ def train(
         leaving = _any_rank(asked_to_leave())
         last = leaving or done.iteration == config.training.iterations
         if last or done.iteration % config.checkpoint.every_iterations == 0:
-            save()
+            save(last)
         if last:
             return
 

@@ -157,9 +157,9 @@ class Worker:
         loading = time.monotonic() - formed
         self.send(Started(self.start.attempt, self.rank, training.iteration, attention, loading))
 
-        def save() -> None:
+        def save(last: bool) -> None:
             pace.enter("checkpoint")
-            self._save(training)
+            self._save(training, last)
 
         train(training, self._on_step(config), save, self._asked_to_leave, pace)
         pace.enter("leave")
@@ -200,7 +200,7 @@ class Worker:
         allow_file = os.environ.get(ENV_ALLOW_FILE) == "1"
         return functools.cache(lambda uri: open_store(uri, config.storage, credentials, allow_file))
 
-    def _save(self, training: Training) -> None:
+    def _save(self, training: Training, last: bool) -> None:
         from .checkpoint.write import write
 
         began, step, attempt = time.monotonic(), training.iteration, self.start.attempt
@@ -208,7 +208,7 @@ class Worker:
         directory, size = write(training, self.start.layout, attempt=attempt, rank=self.rank, scratch=scratch)
         seconds = time.monotonic() - began
         self._checkpoint_seconds += seconds
-        self.send(Saved(attempt, self.rank, step, str(directory), seconds, size))
+        self.send(Saved(attempt, self.rank, step, str(directory), seconds, size, last))
 
     def _on_step(self, config: TrainingConfig) -> Callable[[StepDone], None]:
         """Called after each iteration; the lowest rank of the Pod tells the agent."""

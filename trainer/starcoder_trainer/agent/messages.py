@@ -291,6 +291,11 @@ class Upload:
     saved: tuple[Saved, ...]
     """Of all local ranks."""
 
+    @property
+    def last(self) -> bool:
+        """Nothing is trained after it."""
+        return any(saved.last for saved in self.saved)
+
 
 @dataclass(frozen=True)
 class Commit:

@@ -80,8 +80,9 @@ class Supervisor:
         self._events: asyncio.Queue[messages.Event] = asyncio.Queue()
         self._channel = Channel(around.worker_socket, self._on_message, self._on_lost)
         self._config: TrainingConfig | None = None
-        self._stores: dict[str, ObjectStore] = {}
-        self._ledger_of_run: Ledger | None = None
+        self._stores: dict[tuple[str, StorageConfig], ObjectStore] = {}
+        self._ledger_of: tuple[ObjectStore, int, Ledger] | None = None
+        """The ledger, its store and how many checkpoints it keeps: what a mended spec may change."""
         self._listener: tuple[int, socket.socket] | None = None
         """(attempt, socket that was offered for it)"""
         self._preparing: asyncio.Task[None] | None = None
@@ -290,9 +291,10 @@ class Supervisor:
 
     def _open(self, uri: str) -> ObjectStore:
         assert self._config is not None
-        if uri not in self._stores:
-            self._stores[uri] = self._around.open_store(uri, self._config.storage)
-        return self._stores[uri]
+        key = uri, self._config.storage
+        if key not in self._stores:
+            self._stores[key] = self._around.open_store(*key)
+        return self._stores[key]
 
     def _checkpoints(self) -> ObjectStore:
         assert self._config is not None
@@ -300,11 +302,10 @@ class Supervisor:
 
     def _ledger(self) -> Ledger:
         assert self._config is not None
-        if self._ledger_of_run is None:
-            self._ledger_of_run = Ledger(
-                self._checkpoints(), self._config.run, self._me.boot_id, self._config.checkpoint.keep_last
-            )
-        return self._ledger_of_run
+        store, keep_last = self._checkpoints(), self._config.checkpoint.keep_last
+        if self._ledger_of is None or self._ledger_of[:2] != (store, keep_last):
+            self._ledger_of = store, keep_last, Ledger(store, self._config.run, self._me.boot_id, keep_last)
+        return self._ledger_of[2]
 
     def _take_listener(self, attempt: int) -> socket.socket | None:
         if self._listener is None or self._listener[0] != attempt:

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from starcoder_trainer.agent.backlog import MOST_WAITING, Backlog, Waiting
 from starcoder_trainer.agent.messages import (
     CheckpointRefused,
     Event,
@@ -36,7 +36,6 @@ from starcoder_trainer.storage.store import ObjectStore, StorageError
 log = logging.getLogger(__name__)
 
 FILES_AT_ONCE = 4
-MOST_WAITING = 2
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 15.0
 
 
@@ -140,9 +139,9 @@ def delete_leftovers(scratch: Path, ranks: Iterable[int], keep: Callable[[int, i
 
 
 class Uploader:
-    """One step at a time, in order. The files of the step that was uploaded last stay, for workers that start from it.
-    While the store is away the oldest waiting steps give way to newer ones, so that the local disk holds no more than
-    that step, the one being uploaded and `MOST_WAITING` others."""
+    """One step at a time. The files of the step that was uploaded last stay, for workers that start from it. While the
+    store is slow or away steps give way to others (`Backlog`), so that the local disk holds no more than that step, the
+    one being uploaded and `MOST_WAITING` others."""
 
     def __init__(
         self,
@@ -157,7 +156,7 @@ class Uploader:
         self._post = post
         self._done = done
         self._clock = clock
-        self._waiting: deque[Upload] = deque()
+        self._backlog = Backlog()
         self._current: Upload | None = None
         self._kept: Upload | None = None
         self._attempt = 0
@@ -165,25 +164,22 @@ class Uploader:
         self._wake = asyncio.Event()
 
     def add(self, job: Upload) -> None:
-        while len(self._waiting) >= MOST_WAITING:
-            self._give_up(self._waiting.popleft(), f"step {job.step} is newer and {MOST_WAITING} may wait")
-        self._waiting.append(job)
+        for other in self._backlog.add(Waiting(job, self._store())):
+            self._give_up(other.job, f"uploads are slower than saves, and no more than {MOST_WAITING} steps wait")
         self._wake.set()
 
     async def begins(self, attempt: int, checkpoint: CheckpointRef | None) -> None:
         """Attempt `attempt` starts from that checkpoint: nobody will adopt what those before it still upload, and no
         other step's files are of use."""
-        old = [job for job in self._waiting if job.attempt < attempt]
-        self._waiting = deque(job for job in self._waiting if job.attempt >= attempt)
-        for job in old:
-            self._give_up(job, f"attempt {attempt} has begun")
+        for old in self._backlog.drop(lambda job: job.attempt < attempt):
+            self._give_up(old.job, f"attempt {attempt} has begun")
         self._attempt, kept = attempt, self._kept
         source = None if checkpoint is None else (checkpoint.attempt, checkpoint.step)
         if kept is not None and (kept.attempt, kept.step) != source:
             await self._keep(None)
 
     def busy_with(self, attempt: int) -> bool:
-        return any(job is not None and job.attempt == attempt for job in (*self._waiting, self._current))
+        return self._backlog.has(attempt) or (self._current is not None and self._current.attempt == attempt)
 
     def _give_up(self, job: Upload, why: str) -> None:
         log.warning("step %d of attempt %d is not uploaded: %s", job.step, job.attempt, why)
@@ -194,11 +190,14 @@ class Uploader:
         """Until cancelled."""
         while True:
             await self._wake.wait()
-            if not self._waiting:
+            if not self._backlog:
                 self._wake.clear()
                 continue
-            self._current = self._waiting.popleft()
-            await self._upload(self._current)
+            waiting, older = self._backlog.take()
+            self._current = waiting.job
+            for other in older:
+                self._give_up(other.job, f"uploads are slower than saves, and step {waiting.job.step} is newer")
+            await self._upload(waiting)
             self._current = None
 
     async def _keep(self, job: Upload | None) -> None:
@@ -207,13 +206,18 @@ class Uploader:
         if before is not None:
             await asyncio.to_thread(delete_local, before)
 
-    async def _upload(self, job: Upload) -> None:
-        pause, troubled, begun = FIRST_PAUSE_SECONDS, False, self._clock()
+    async def _upload(self, waiting: Waiting) -> None:
+        job, pause, troubled, begun = waiting.job, FIRST_PAUSE_SECONDS, False, self._clock()
         while True:
             try:
-                shard = await asyncio.to_thread(upload_shard, self._store(), self._member, job)
+                shard = await asyncio.to_thread(upload_shard, waiting.store, self._member, job)
             except StorageError as e:
                 log.warning("upload of step %d: %s", job.step, e)
+                if waiting.store is not self._store():
+                    self._give_up(job, "checkpoints go elsewhere since the spec was changed")
+                    if troubled:
+                        self._post(StorageTrouble(self._clock(), None))
+                    return
                 self._post(StorageTrouble(self._clock(), storage_problem(e)))
                 troubled = True
                 await asyncio.sleep(pause)

@@ -124,6 +124,8 @@ class Saved(Document):
     directory: str
     seconds: float
     size_bytes: int
+    last: bool = False
+    """The worker ends after it."""
 
 
 @dataclass(frozen=True)
