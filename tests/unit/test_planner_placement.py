@@ -127,6 +127,18 @@ def test_an_image_that_can_t_be_pulled_is_told_and_mended_by_the_spec() -> None:
     assert run.status.restarts.total == 0
 
 
+def test_pods_that_wait_for_credentials_are_built_anew_when_the_spec_names_another_secret() -> None:
+    run = make_run().workers(2).hindered("CredentialsMissing").until_quiet(10)
+    assert run.pods == ["a-w0-0", "a-w1-0"]
+    storage = run.cluster.spec.storage
+    run.cluster.change_spec(storage=storage.model_copy(update={"credentials_secret": "the-right-one"}))
+    run.until_quiet(5)
+    assert run.pods == ["a-w0-1", "a-w1-1"]
+    run.mended().training()
+    assert run.pods == ["a-w0-1", "a-w1-1"]
+    assert run.status.restarts.total == 0
+
+
 def test_an_image_that_appears_is_pulled_by_the_pods_that_wait() -> None:
     run = make_run().workers(2).with_spec(workers__image="late")
     run.cluster.pullable = set()

@@ -31,6 +31,9 @@ CONFIG_TROUBLE = frozenset(
 CRASH_TROUBLE = frozenset({"CrashLoopBackOff"})
 """Reasons of waiting containers, as the kubelet says them, that time alone does not mend."""
 
+_OF_CREDENTIALS = frozenset({"CredentialsMissing", "StorageAccessDenied"})
+"""Problems of agents that Pods with the credentials of another Secret may not have."""
+
 NO_PLACE = "the run has fewer members than when it was made"
 OF_SPENT = "nothing of its gang has a node any more: it comes anew, with the others"
 RETRY = 20.0
@@ -90,7 +93,9 @@ def place(
     """
     digest = template_digest(snapshot.spec)
     idle = tuple(m for m in members if m.index not in busy)
-    vain = {m.index: why for m in idle if (why := _in_vain(snapshot, m, digest, avoided))}
+    said = [m.report.problem.reason for m in idle if m.live and m.report is not None and m.report.problem is not None]
+    locked_out = not _OF_CREDENTIALS.isdisjoint(said)
+    vain = {m.index: why for m in idle if (why := _in_vain(snapshot, m, digest, avoided, locked_out=locked_out))}
     if not busy and _is_spent(snapshot, members):
         vain |= {m.index: OF_SPENT for m in idle if m.pod is not None and m.loss is None}
     dropped = {m.index for m in idle if m.index not in vain and _came_without_group(snapshot, m, digest)}
@@ -140,14 +145,19 @@ def waiting_trouble(pod: PodView) -> tuple[str, str] | None:
     return None
 
 
-def _in_vain(snapshot: Snapshot, member: MemberView, digest: str, avoided: frozenset[str]) -> str:
-    """Why this Pod, which runs nothing, is better built anew; empty where it is to stay."""
+def _in_vain(snapshot: Snapshot, member: MemberView, digest: str, avoided: frozenset[str], *, locked_out: bool) -> str:
+    """Why this Pod, which runs nothing, is better built anew; empty where it is to stay.
+
+    Args:
+        locked_out: agents wait for other credentials than their Pods were given.
+    """
     pod = member.pod
     if pod is None or member.loss is not None:
         return ""
     if member.index >= pool_size(snapshot.spec):
         return NO_PLACE
-    if pod.template and pod.template != digest and (not pod.scheduled or waiting_trouble(pod)):
+    waits = not pod.scheduled or bool(waiting_trouble(pod)) or locked_out
+    if pod.template and pod.template != digest and waits:
         return "it waits, and the spec has changed since it was built"
     if pod.scheduled:
         return f"node {pod.node} is avoided (status.avoidedNodes)" if pod.node in avoided else ""
