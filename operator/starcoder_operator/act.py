@@ -75,6 +75,9 @@ WHAT = {
 }
 """Key in `Snapshot.problems` of what each action was refused."""
 
+CREATES = (EnsureAccess, EnsureLeases, EnsureGang, CreatePod)
+"""Actions for a Pod that is to come."""
+
 
 class Actor:
     def __init__(
@@ -109,10 +112,12 @@ class Actor:
                 )
         actions = [action for action in plan.actions if not isinstance(action, EmitEvent)]
         self._forget_problems(actions, memory)
-        doing = WHAT[CreatePod]
+        doing = ""
         try:
-            await self._try_pod(snapshot, actions, memory)
             for action_type, batch in itertools.groupby(actions, key=type):
+                if issubclass(action_type, CREATES):
+                    doing = WHAT[CreatePod]
+                    await self._try_pod(snapshot, actions, memory)
                 doing = WHAT[action_type]
                 await self._together([self._do(snapshot, action, memory) for action in batch])
                 memory.problems.pop(doing, None)
@@ -191,8 +196,9 @@ class Actor:
         await self._kube.apply_status(RUNS, manifest)
 
     async def _try_pod(self, snapshot: Snapshot, actions: Sequence[Action], memory: RunMemory) -> None:
-        """Has the server judge a Pod of this spec before anything of the run is created; once a generation."""
-        if not _creates(actions) or memory.dry_run == snapshot.generation:
+        """Has the server judge a Pod of this spec before anything of the run is created; once a generation. What goes
+        before does not wait for it: a quota may have no room until a lost Pod is deleted."""
+        if memory.dry_run == snapshot.generation:
             return
         first = next((a for a in actions if isinstance(a, CreatePod)), CreatePod(member=0, incarnation=0, gang=""))
         manifest = self._pod(snapshot, first)
@@ -355,7 +361,7 @@ def _where(snapshot: Snapshot) -> dict[str, str]:
 
 
 def _creates(actions: Sequence[Action]) -> bool:
-    return any(isinstance(a, EnsureAccess | EnsureLeases | EnsureGang | CreatePod) for a in actions)
+    return any(isinstance(a, CREATES) for a in actions)
 
 
 def _owner(snapshot: Snapshot) -> Owner:

@@ -336,6 +336,20 @@ async def test_of_a_spec_whose_pod_is_refused_nothing_is_made(make_bench, patch,
     assert not any(made_of(bench).values())
 
 
+async def test_where_the_next_pod_is_refused_the_attempt_is_held_and_the_lost_pod_deleted_all_the_same(bench):
+    """As where a quota has no room for it until the lost one is gone; the operator was started again meanwhile."""
+    await bench.do(*everything(bench))
+    bench.here.patch(RUNS, bench.name, {"spec": {"workers": {"podPatch": {"spec": {"hostPID": True}}}}})
+    lost = next(p for p in (await bench.look()).pods if p.member == 1)
+    held = WriteAssignment(bench.assignment(attempt=2), "{}", (await bench.look()).assignment.resource_version)
+    group = gang(bench)
+    await bench.do(held, DeletePod(lost.name, lost.uid, "lost"), EnsureGang(group, 1), CreatePod(1, 1, group))
+    seen = await bench.look()
+    assert "violates PodSecurity" in seen.problems["create pod"]
+    assert seen.assignment.assignment.attempt == 2
+    assert [p.name for p in seen.pods if not p.deleting] == [f"{bench.name}-w0-0"]
+
+
 async def test_a_mended_patch_is_tried_again(make_bench):
     bench = make_bench(workers__podPatch={"spec": {"nonsense": 1}})
     await bench.do(*everything(bench))
