@@ -73,6 +73,17 @@ def test_workers_of_a_leader_that_head_fences_are_stopped_for_nothing_they_do_ca
     assert agent.said.failure == Failure("Peer", "HEAD in S3 belongs to attempt 2, this is 1")
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_an_attempt_whose_head_was_put_back_to_an_older_one_ends_for_it_could_never_commit(finished):
+    agent = Agent(0).training(3)
+    if finished:
+        agent.saved(3, 100).exited(3, 0, 0).exited(3, 1, 0)
+    agent.tell(m.FencedOut, 3, 1)
+    assert agent.said.state == "failed"
+    assert agent.said.failure.cause == "Storage"
+    assert "HEAD in S3 belongs to attempt 1, this is 3: it was put back by hand" in agent.said.failure.message
+
+
 def test_an_agent_that_is_not_listed_stands_by_idle_and_takes_any_place_as_soon_as_it_is():
     spare = Agent(2).ready()
     for phase in ("hold", "run"):

@@ -320,10 +320,14 @@ class Machine:
     def _fenced(self, attempt: int, by: int) -> None:
         self._fenced_by = max(by, self._fenced_by or 0)
         self._checkpoints.fenced(attempt)
+        found = f"HEAD in S3 belongs to attempt {by}, this is {attempt}"
         if by > attempt and self._running(attempt):
             # Another attempt has begun, and whoever ordered it does not reach this Pod. Nothing that is trained here
             # can be saved any more, and what is uploaded is swept by the attempt after that.
-            self._fail(Failure("Peer", f"HEAD in S3 belongs to attempt {by}, this is {attempt}"))
+            self._fail(Failure("Peer", found))
+        elif by < attempt and (self._running(attempt) or (attempt == self._attempt and self._all_finished)):
+            put_back = f"{found}: it was put back by hand, and the next attempt goes on from what it lists"
+            self._fail(Failure("Storage", put_back))
 
     def _refused(self, step: int, message: str) -> None:
         if step >= (self._iterations if self._left_at is None else self._left_at):
