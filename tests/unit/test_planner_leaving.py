@@ -278,3 +278,18 @@ def test_a_suspended_run_keeps_nobody_from_draining_its_nodes() -> None:
     run = amid().suspended().until(lambda s: s.reason == reasons.SUSPENDED)
     assert run.cluster.budget == 0
     assert run.suspended(False).training().cluster.budget == 2
+
+
+def test_a_gang_leaves_with_the_configuration_that_it_trained_with_and_the_next_attempt_has_the_new_one() -> None:
+    run = make_run().workers(2).with_spec(training__iterations=10_000).training()
+    assert run.cluster.assignment is not None
+    trained_with = run.cluster.assignment.config_json
+    storage, parallelism = run.cluster.spec.storage, run.cluster.spec.parallelism
+    run.cluster.change_spec(
+        storage=storage.model_copy(update={"endpoint": "https://elsewhere"}),
+        parallelism=parallelism.model_copy(update={"tensor": 1}),
+    )
+    run.until(lambda _: run.phase == "drain")
+    assert run.cluster.assignment.config_json == trained_with
+    run.until(lambda _: run.phase == "hold")
+    assert "https://elsewhere" in run.cluster.assignment.config_json

@@ -194,7 +194,8 @@ def _wanted(snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[Membe
             write = assignment
             status = progress.resized(snapshot, status, assignment)
         case Drain(assignment, because, why):
-            write = assignment
+            # The attempt ends as it was: the agents commit its last step where they have those before it.
+            write, config = assignment, snapshot.assignment.config_json if snapshot.assignment else config
             status = told_to_leave(status, because, snapshot.now, why)
             placement = place(snapshot, members, _at_work(snapshot), avoided)
         case Stay() | Unclear() | BackOff() if is_held(snapshot):
