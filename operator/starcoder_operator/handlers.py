@@ -21,7 +21,7 @@ from starcoder_trainer.contract.names import ANNOTATION_REPORT, LABEL_RUN
 
 from .adapters.kinds import CONFIG_MAPS, LEASES, NODES, POD_GROUPS, PODS, RUNS, Kind, Manifest
 from .adapters.nodes import NodeCache, RunKey
-from .adapters.sightings import Sightings, lease_sighting, renewed
+from .adapters.sightings import Sightings, agents_of, lease_sighting, renewed
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class Edge:
         run = run_of(lease)
         if run is None:
             return
-        self._sightings.age(*lease_sighting(lease))
+        self._sightings.speaks(agents_of(*run), *lease_sighting(lease))
         report = report_of(lease)
         if isinstance(report, dict):
             self._sightings.relay(str(report.get("bootId")), renewed(lease), tuple(report.get("suspects") or ()))

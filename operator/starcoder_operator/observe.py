@@ -36,9 +36,10 @@ from .adapters.kinds import (
 from .adapters.kube import Kube
 from .adapters.memory import Memory, RunMemory
 from .adapters.nodes import NodeCache
-from .adapters.sightings import Sightings, lease_sighting, renewed
+from .adapters.sightings import Sightings, agents_of, lease_sighting, renewed
 from .api.v1alpha1 import StarCoderRunSpec, StarCoderRunStatus
 from .build import rbac
+from .build.volumes import CREDENTIALS
 from .domain.elasticity import members_ever
 from .domain.pod_template import ANNOTATION_AVOIDS, ANNOTATION_TEMPLATE
 from .domain.snapshot import (
@@ -110,7 +111,7 @@ class Observer:
         gang_kind, instant = gang_of(spec), self._clock.now()
         pod_views = tuple(pod for each in pods if (pod := self._pod(each, gang_kind, memory)) is not None)
         own_views = [view for each in leases if (view := self._lease(each, memory)) is not None]
-        lease_views = tuple(self._by_relay(view, assignment) for view in own_views)
+        lease_views = tuple(self._heard(view, assignment) for view in own_views)
         return Snapshot(
             namespace=namespace,
             name=name,
@@ -133,6 +134,7 @@ class Observer:
             instant=instant,
             clock=self._clock.monotonic(),
             problems=dict(memory.problems),
+            heard_for=self._sightings.heard_for(agents_of(namespace, name)),
         )
 
     async def _owned(self, kind: Kind, namespace: str, run: str, memory: RunMemory) -> list[Manifest]:
@@ -182,8 +184,8 @@ class Observer:
         except (KeyError, ValueError):
             _warn_once(memory, meta["uid"], f"Lease {meta['name']} lacks the labels of a member: left alone")
             return None
-        key, look = lease_sighting(lease)
-        age = self._sightings.age(key, look)
+        agents, (key, look) = agents_of(meta["namespace"], meta["labels"][names.LABEL_RUN]), lease_sighting(lease)
+        age = self._sightings.speaks(agents, key, look)
         if report is not None:
             self._sightings.relay(report.boot_id, renewed(lease), report.suspects)
         return LeaseView(
@@ -194,19 +196,15 @@ class Observer:
             age=age,
             renewed=age,
             witnessed=self._sightings.witnessed(key),
-            heard_for=self._sightings.heard_for(key),
         )
 
-    def _by_relay(self, lease: LeaseView, assignment: AssignmentView | None) -> LeaseView:
+    def _heard(self, lease: LeaseView, assignment: AssignmentView | None) -> LeaseView:
         """With its age where a relay speaks for the agent. What one that is gone has said still counts."""
         relay = lease.report.relayed_by if lease.report is not None else ""
         age = self._sightings.age_by(relay, lease.member) if relay else None
         at_work = assignment.assignment.relay if assignment is not None else None
         unheard = self._sightings.age_by(at_work.boot_id, lease.member) if at_work is not None else None
-        if age is not None:
-            heard_for = max(lease.heard_for, self._sightings.heard_for(f"agent/{relay}"))
-            lease = replace(lease, age=min(lease.age, age), heard_for=heard_for)
-        return replace(lease, unheard=unheard or 0.0)
+        return replace(lease, age=lease.age if age is None else min(lease.age, age), unheard=unheard or 0.0)
 
     async def _assignment(self, namespace: str, run: str, memory: RunMemory) -> AssignmentView | None:
         try:
@@ -354,7 +352,7 @@ def pod_view(pod: Manifest, gang: Gang, age: float) -> PodView:
     annotations = meta.get("annotations") or {}
     scheduled = _condition(pod, "PodScheduled")
     disruption = _condition(pod, "DisruptionTarget") or _condition(pod, "TerminationTarget")  # the latter is Kueue's
-    gated = bool(spec.get("schedulingGates"))
+    gated, volumes = bool(spec.get("schedulingGates")), spec.get("volumes") or []
     node = spec.get("nodeName", "")
     return PodView(
         name=meta["name"],
@@ -382,6 +380,7 @@ def pod_view(pod: Manifest, gang: Gang, age: float) -> PodView:
         priority_class=spec.get("priorityClassName", ""),
         avoided_nodes=tuple(n for n in annotations.get(ANNOTATION_AVOIDS, "").split(",") if n),
         template=annotations.get(ANNOTATION_TEMPLATE, ""),
+        credentials_secret=next((v["secret"]["secretName"] for v in volumes if v.get("name") == CREDENTIALS), None),
         why=": ".join(status[key] for key in ("reason", "message") if status.get(key)),
     )
 

@@ -110,8 +110,8 @@ class SimulatedCluster:
         """Members whose Pods reach no other Pod and are reached by none."""
         self.spoken_for: dict[tuple[str, int], float] = {}
         """(boot id of a relay, member) -> when that agent last renewed its Lease without suspecting that member."""
-        self.signs_of_life: dict[str, tuple[float, float]] = {}
-        """Member or boot id -> when it renewed its Lease the last time, and when it came back from silence."""
+        self.agents_heard = 0.0, float("-inf")
+        """When any agent renewed its Lease the last time, and when one did after all had been silent."""
         self.pullable: set[str] | None = None
         """Images that a registry has; None: all."""
         self.slow: set[str] = set()
@@ -161,7 +161,6 @@ class SimulatedCluster:
                     self._age(i),
                     now - lease.renewed,
                     self._unheard(i),
-                    heard_for=self._heard_for(i),
                 )
                 for i, lease in self.leases.items()
             ),
@@ -175,6 +174,7 @@ class SimulatedCluster:
             instant=at_millisecond(milliseconds(EPOCH) + round(1000 * now)),
             clock=now,
             problems=dict(self.problems),
+            heard_for=self._heard_for(),
         )
 
     def _unheard(self, member: int) -> float:
@@ -183,16 +183,10 @@ class SimulatedCluster:
         now = self.world.now
         return now - self.spoken_for.get((relay.boot_id, member), now) if relay else 0.0
 
-    def _sign_of_life(self, who: str) -> None:
-        now = self.world.now
-        last, returned = self.signs_of_life.get(who, (now, float("-inf")))
-        self.signs_of_life[who] = (now, now if now - last >= USUAL.stale else returned)
-
-    def _heard_for(self, member: int) -> float:
+    def _heard_for(self) -> float:
         """As `observe` makes it of what it sees."""
-        report, now = self.leases[member].report, self.world.now
-        known = [self.signs_of_life.get(w) for w in (f"member-{member}", report.relayed_by if report else "")]
-        return max([0.0, *(now - returned for last, returned in filter(None, known) if now - last < USUAL.stale)])
+        last, returned = self.agents_heard
+        return 0.0 if self.world.now - last >= USUAL.stale else self.world.now - returned
 
     def _age(self, member: int) -> float:
         """As `observe` makes it of what it sees."""
@@ -319,6 +313,7 @@ class SimulatedCluster:
             age=0.0,
             avoided_nodes=action.avoid_nodes,
             template=template_digest(self.spec),
+            credentials_secret=self.spec.storage.credentials_secret,
             group_size=action.gang_size,
             gated=self.queued and self.gang_field,
         )
@@ -502,8 +497,8 @@ class SimulatedCluster:
         lease.report = agent.written = report
         lease.renewed = now
         self.spoken_for |= {(agent.boot_id, i): now for i in self.leases if i not in report.suspects}
-        for who in (f"member-{agent.member}", agent.boot_id):
-            self._sign_of_life(who)
+        last, returned = self.agents_heard
+        self.agents_heard = now, now if now - last >= USUAL.stale else returned
         lease.writes += 1
         agent.heartbeats.renewed(now)
 

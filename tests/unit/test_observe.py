@@ -373,24 +373,25 @@ async def test_after_an_outage_all_are_as_fresh_as_if_they_had_just_been_heard_a
     assert [lease.witnessed for lease in (await bench.look()).leases] == [True, False]
 
 
-async def test_an_agent_is_heard_for_as_long_as_since_it_and_its_relay_were_silent(bench):
+async def test_agents_are_heard_for_as_long_as_since_all_were_silent(bench):
     async def heard_for():
-        return [lease.heard_for for lease in (await bench.look()).leases]
+        return (await bench.look()).heard_for
 
     renewed(bench, 1, RELAYED, "1")
     for renewal in range(10):
         renewed(bench, 0, REPORT, str(renewal))
-        assert await heard_for() == [math.inf, math.inf], "its Lease rests while the relay speaks for it"
+        assert await heard_for() == math.inf
         bench.time.seconds += 2
-    bench.time.seconds += 13
-    assert await heard_for() == [0, 0]
+    renewed(bench, 1, replace(RELAYED, relayed_by="", suspects=(0,)), "2")
+    assert await heard_for() == math.inf, "its Lease rested while the relay spoke for it: that was no silence of all"
+    bench.time.seconds += 15
+    assert await heard_for() == 0
     bench.time.seconds += 5
     renewed(bench, 0, REPORT, "10")
-    assert await heard_for() == [0, 0]
+    assert await heard_for() == 0
     bench.time.seconds += 7
-    assert await heard_for() == [7, 7]
-    renewed(bench, 0, REPORT, "11")
-    assert await heard_for() == [7, 7]
+    renewed(bench, 1, RELAYED, "3")
+    assert await heard_for() == 7
 
 
 async def test_the_assignment_comes_with_its_version_and_configuration(bench):

@@ -20,8 +20,8 @@ SOON = 5.0
 
 
 def training(workers: int, **changes: object) -> Scenario:
-    """All but the relay rest."""
-    return make_run().workers(workers).with_spec(training__iterations=10_000, **changes).training().until_quiet(5)
+    """All but the relay rest, for longer than an agent may be silent."""
+    return make_run().workers(workers).with_spec(training__iterations=10_000, **changes).training().until_quiet(20)
 
 
 def relay_of(run: Scenario) -> int | None:

@@ -34,7 +34,7 @@ class Sightings:
 
     clock: Clock
     silent: float = 15.0
-    """Seconds without a change after which an agent is silent."""
+    """Seconds without a change after which one is silent."""
     _seen: dict[str, _Sighting] = field(default_factory=dict)
     _unheard: dict[str, dict[int, float]] = field(default_factory=dict)
     """Boot id of a relay -> its suspects and when it spoke for each the last time."""
@@ -52,6 +52,13 @@ class Sightings:
             return 0.0
         sighting.asked = now
         return now - max(sighting.since, self._blind_until)
+
+    def speaks(self, group: str, key: str, fingerprint: str) -> float:
+        """As `age`, of one of a group that is silent as long as all its members are."""
+        known = self._seen.get(key)
+        if known is None or known.print != fingerprint:
+            self.age(group, f"{key} {fingerprint}")
+        return self.age(key, fingerprint)
 
     def relay(self, boot_id: str, renewed: str, suspects: tuple[int, ...]) -> None:
         """An agent has renewed its Lease, and speaks for whoever names it its relay, but for its suspects."""
@@ -90,6 +97,11 @@ class Sightings:
             for key in [k for k, s in self._seen.items() if now - s.asked > FORGET_AFTER]:
                 del self._seen[key]
                 self._unheard.pop(key.removeprefix("agent/"), None)
+
+
+def agents_of(namespace: str, run: str) -> str:
+    """Key of all agents of a run."""
+    return f"agents/{namespace}/{run}"
 
 
 def lease_sighting(lease: Manifest) -> tuple[str, str]:

@@ -121,8 +121,8 @@ class MemberView:
 
 def members_of(snapshot: Snapshot, limits: Limits = USUAL) -> tuple[MemberView, ...]:
     """All members of the run, by index: its pool, and those beyond it that still take part since the run was made
-    smaller. Where no agent at all is fresh, none is held to be lost for its silence; nor where those that are have only
-    just come back from a silence that was common to all: the others get the time to do so too."""
+    smaller. Where no agent at all is fresh, none is held to be lost for its silence; nor right after a silence that was
+    common to all, since they come back one by one."""
     pods = newest_pods(snapshot.pods)
     suspected = suspects(snapshot, limits)
     leases = {lease.member: lease for lease in snapshot.leases}
@@ -130,7 +130,7 @@ def members_of(snapshot: Snapshot, limits: Limits = USUAL) -> tuple[MemberView, 
         _member(snapshot, index, pods.get(index), leases.get(index), suspect=index in suspected, limits=limits)
         for index in range(_members(snapshot))
     ]
-    if not any(v.live and v.lease is not None and v.lease.heard_for >= limits.heard for v in views):
+    if snapshot.heard_for < limits.heard or not any(v.live for v in views):
         return tuple(views)
     return tuple(_judge_silence(v, limits) for v in views)
 

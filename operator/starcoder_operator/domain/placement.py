@@ -149,16 +149,17 @@ def _in_vain(snapshot: Snapshot, member: MemberView, digest: str, avoided: froze
     """Why this Pod, which runs nothing, is better built anew; empty where it is to stay.
 
     Args:
-        locked_out: agents wait for other credentials than their Pods were given.
+        locked_out: an agent has no credentials, or none that S3 takes.
     """
     pod = member.pod
     if pod is None or member.loss is not None:
         return ""
     if member.index >= pool_size(snapshot.spec):
         return NO_PLACE
-    waits = not pod.scheduled or bool(waiting_trouble(pod)) or locked_out
-    if pod.template and pod.template != digest and waits:
+    if pod.template and pod.template != digest and (not pod.scheduled or waiting_trouble(pod)):
         return "it waits, and the spec has changed since it was built"
+    if locked_out and pod.credentials_secret != snapshot.spec.storage.credentials_secret:
+        return f"it has the credentials of {pod.credentials_secret}, and spec.storage.credentialsSecret is another now"
     if pod.scheduled:
         return f"node {pod.node} is avoided (status.avoidedNodes)" if pod.node in avoided else ""
     if is_native(snapshot) and snapshot.gang_api and pod.scheduling_group:

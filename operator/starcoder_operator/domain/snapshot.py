@@ -74,6 +74,8 @@ class PodView:
     """Nodes that its affinity forbids: lost, broken, or avoided; from annotation `pod_template.ANNOTATION_AVOIDS`."""
     template: str = ""
     """Digest of what the Pod was built from; annotation `pod_template.ANNOTATION_TEMPLATE`. Empty: not known."""
+    credentials_secret: str | None = None
+    """The Secret that it mounts for S3."""
     why: str = ""
     """What its kubelet or a controller says of its phase (status.reason and status.message), empty where nothing."""
 
@@ -110,8 +112,6 @@ class LeaseView:
     those since the relay's own renewal."""
     witnessed: bool = True
     """It has seen such a change since it can see: what stands there was not written before an outage."""
-    heard_for: float = float("inf")
-    """Seconds since the agent was silent the last time, itself and by its relay; infinite where it never was."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,9 @@ class Snapshot:
     """Monotonic seconds, for intervals."""
     problems: dict[str, str] = field(default_factory=dict)
     """What the last `act` was refused: 'create pod' -> the server's message (a bad podPatch, quota, PSA, …)."""
+    heard_for: float = float("inf")
+    """Seconds since all agents of the run were silent together the last time, by this operator's sight: 0 while they
+    are, infinite where they never were."""
 
 
 def own_assignment(snapshot: Snapshot) -> Assignment | None:
