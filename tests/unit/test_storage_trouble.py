@@ -10,6 +10,7 @@ import pytest
 from starcoder_trainer.agent.committer import Committer
 from starcoder_trainer.agent.messages import (
     CheckpointRefused,
+    CheckpointVerified,
     Commit,
     ShardUploaded,
     StorageTrouble,
@@ -22,7 +23,7 @@ from starcoder_trainer.contract.ledger import RankManifest
 from starcoder_trainer.contract.worker import Saved
 from starcoder_trainer.storage.file import FileStore
 from starcoder_trainer.storage.store import Unreachable
-from tests.support.checkpoints import MemoryStore, ledger
+from tests.support.checkpoints import MemoryStore, ledger, save_shard
 
 
 class _Events:
@@ -108,6 +109,55 @@ async def test_an_upload_whose_files_are_gone_when_the_store_is_back_leaves_no_t
     assert (await events.next(StorageTrouble)).problem.reason == "StorageUnreachable"
     assert str(folder) in (await events.next(CheckpointRefused)).message
     assert (await events.next(StorageTrouble)).problem is None
+
+
+async def test_what_was_uploaded_is_not_sent_again_when_another_file_could_not_be(at_work, tmp_path):
+    tried = []
+
+    class OnceAway(FileStore):
+        def upload_file(self, key, path):
+            tried.append(path.name)
+            if path.name == "rank-00001.bin" and tried.count(path.name) == 1:
+                raise Unreachable("put: no answer")
+            return super().upload_file(key, path)
+
+    events, store = _Events(), OnceAway(f"file://{tmp_path}/store")
+    store.root.mkdir()
+    folder = tmp_path / "step-4"
+    folder.mkdir()
+    for rank in (0, 1):
+        (folder / f"rank-0000{rank}.bin").write_bytes(b"weights")
+        manifest = RankManifest(1, 4, rank, (f"rank-0000{rank}.bin",), (), {"step": "4"})
+        (folder / f"rank-0000{rank}.json").write_text(manifest.to_json())
+    uploader = Uploader(0, lambda: store, events.post, lambda _: None)
+    uploader.add(Upload(1, 4, 2, tuple(Saved(1, rank, 4, str(folder), 0.1, 7) for rank in (0, 1))))
+    at_work(uploader.run())
+    assert (await events.next(ShardUploaded)).step == 4
+    assert sorted(tried) == ["rank-00000.bin", "rank-00001.bin", "rank-00001.bin"]
+
+
+async def test_a_commit_is_told_before_what_it_drops_is_deleted(at_work):
+    events, deleting, may = _Events(), threading.Event(), threading.Event()
+
+    class SlowToDelete(MemoryStore):
+        def delete(self, *args, **more):
+            deleting.set()
+            may.wait(60)
+            return super().delete(*args, **more)
+
+    store = SlowToDelete()
+    mine = ledger(store, "a", keep_last=1)
+    mine.choose(mine.claim(1, "Own").head)
+    for step in (4, 8):
+        save_shard(store, 1, step)
+    committer = Committer(lambda: mine, lambda: "s3://checkpoints/a", events.post)
+    at_work(committer.run())
+    committer.add(Commit(1, 4, 1))
+    assert (await events.next(CheckpointVerified)).verified.checkpoint.step == 4
+    committer.add(Commit(1, 8, 1))
+    assert (await events.next(CheckpointVerified)).verified.checkpoint.step == 8
+    assert await asyncio.to_thread(deleting.wait, 60)
+    may.set()
 
 
 def saved_on_disk(root, step):

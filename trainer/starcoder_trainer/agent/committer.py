@@ -100,7 +100,7 @@ class Committer:
         if await asyncio.to_thread(ledger.shards, job.attempt, job.step) < job.members:
             return
         try:
-            outcome = await asyncio.to_thread(ledger.commit, job.attempt, job.step)
+            outcome = await asyncio.to_thread(ledger.enlist, job.attempt, job.step)
         except Incomplete as e:
             log.info("not yet: %s", e)
             return
@@ -114,10 +114,11 @@ class Committer:
             self._post(CheckpointRefused(self._clock(), job.attempt, job.step, str(e)))
             return
         match outcome:
-            case Committed(entry):
+            case Committed(entry, dropped):
                 log.info("committed step %d of attempt %d", job.step, job.attempt)
                 self._waiting = {k: j for k, j in self._waiting.items() if k[0] != job.attempt or k[1] > job.step}
                 self._post(CheckpointVerified(self._clock(), job.attempt, verified(entry, self._uri())))
+                await asyncio.to_thread(ledger.discard, dropped)
             case Fenced(by):
                 self._waiting.clear()
                 log.warning("fenced by attempt %d", by)

@@ -11,8 +11,8 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Literal
@@ -68,6 +68,8 @@ class Committed:
     """HEAD lists `entry`, now or since an earlier try."""
 
     entry: Entry
+    dropped: tuple[Entry, ...] = field(default=(), compare=False)
+    """Not listed any more since; to be discarded."""
 
 
 @dataclass(frozen=True)
@@ -188,11 +190,14 @@ class Ledger:
         return sum(1 for _ in self._store.list(f"{checkpoint_prefix(attempt, step)}/shard-"))
 
     def commit(self, attempt: int, step: int) -> Committed | Fenced:
-        """Lists a step whose shards are all there, after verifying every object; then drops what is beyond keep_last.
+        """`enlist`, and what is dropped is discarded."""
+        outcome = self.enlist(attempt, step)
+        if isinstance(outcome, Committed):
+            self.discard(outcome.dropped)
+        return outcome
 
-        Objects of dropped entries are deleted after HEAD stopped listing them. Nothing in use can be among them: all
-        ranks have loaded the attempt's base before a complete newer step exists, and whoever claims later reads a
-        HEAD that no longer lists them.
+    def enlist(self, attempt: int, step: int) -> Committed | Fenced:
+        """Lists a step whose shards are all there, after verifying every object, and drops what is beyond keep_last.
 
         Raises:
             Incomplete: shards are missing; ask again later.
@@ -222,9 +227,16 @@ class Ledger:
             outcome: Head | Committed | Fenced = self._update(edit)
         if isinstance(outcome, Fenced):
             return outcome
+        return Committed(entry, dropped)
+
+    def discard(self, dropped: Iterable[Entry]) -> None:
+        """Deletes the objects of entries that HEAD has ceased to list: of a large gang many thousands, one by one.
+
+        Nothing in use can be among them: all ranks have loaded the attempt's base before a complete newer step exists,
+        and whoever claims later reads a HEAD that no longer lists them. What can't be deleted the next sweep takes.
+        """
         for old in dropped:
             self._delete_folder(old.attempt, old.step)
-        return Committed(entry)
 
     def sweep(self, head: Head) -> int:
         """Deletes what attempts before `head.attempt` left and HEAD does not list; number of folders.

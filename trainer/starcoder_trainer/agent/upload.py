@@ -69,8 +69,13 @@ def read_rank_manifest(saved: Saved) -> tuple[Path, RankManifest]:
     )
 
 
-def upload_shard(store: ObjectStore, member: int, job: Upload) -> ShardManifest:
+def upload_shard(
+    store: ObjectStore, member: int, job: Upload, sent: dict[str, FileRecord] | None = None
+) -> ShardManifest:
     """Files first, the shard's manifest last: it is what the committer looks for.
+
+    Args:
+        sent: what an earlier try has uploaded, by name; is added to.
 
     Raises:
         LocalFilesLost: the local disk has not what the workers said to have saved.
@@ -82,12 +87,17 @@ def upload_shard(store: ObjectStore, member: int, job: Upload) -> ShardManifest:
     if any(m.common != common for m in manifests):
         raise LocalFilesLost(f"step {job.step}: local ranks disagree about the facts of the run: {common} and others")
 
+    sent = {} if sent is None else sent
+
     def send(item: tuple[str, Path]) -> FileRecord:
         name, path = item
+        if name in sent:
+            return sent[name]
         if not path.is_file():
             raise LocalFilesLost(f"{path}: missing, expected it beside its rank's manifest")
         done = store.upload_file(f"{checkpoint_prefix(job.attempt, job.step)}/{name}", path)
-        return FileRecord(name, done.size, done.sha256, done.checksum)
+        sent[name] = FileRecord(name, done.size, done.sha256, done.checksum)
+        return sent[name]
 
     with ThreadPoolExecutor(FILES_AT_ONCE, "shard") as pool:
         files = tuple(pool.map(send, sorted(local.items())))
@@ -208,9 +218,10 @@ class Uploader:
 
     async def _upload(self, waiting: Waiting) -> None:
         job, pause, troubled, begun = waiting.job, FIRST_PAUSE_SECONDS, False, self._clock()
+        sent: dict[str, FileRecord] = {}
         while True:
             try:
-                shard = await asyncio.to_thread(upload_shard, waiting.store, self._member, job)
+                shard = await asyncio.to_thread(upload_shard, waiting.store, self._member, job, sent)
             except StorageError as e:
                 log.warning("upload of step %d: %s", job.step, e)
                 if waiting.store is not self._store():
