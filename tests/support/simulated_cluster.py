@@ -377,9 +377,8 @@ class SimulatedCluster:
             for boot_id in agent.heartbeats.connected:
                 if boot_id not in agents or self.cut_off & {agent.member, agents[boot_id].member}:
                     agent.heartbeats.broke(boot_id)
-        if self.api_reaches_agents:
-            for agent in agents.values():
-                self._renew(agent)
+        for agent in agents.values():
+            self._renew(agent)
 
     def _agents(self) -> dict[str, Agent]:
         """Those that run, by boot id."""
@@ -475,19 +474,20 @@ class SimulatedCluster:
     def _agent(self, pod: Pod) -> None:
         if pod.agent is None or not self.up(pod.view.node):
             return
-        written = self.assignment if self.api_reaches_agents and pod.agent.member not in self.out_of_reach else None
+        written = self.assignment if self._reaches(pod.agent) else None
         pod.agent.look(written.assignment if written else None, written.config_json if written else "")
         self._renew(pod.agent)
         if pod.agent.quit:
             pod.view = replace(pod.view, phase="Succeeded", ready=False)
             pod.agent = None
 
+    def _reaches(self, agent: Agent) -> bool:
+        return self.api_reaches_agents and agent.member not in self.out_of_reach
+
     def _renew(self, agent: Agent) -> None:
         """As LeaseWriter does."""
         lease, report, now = self.leases.get(agent.member), agent.report, self.world.now
-        if lease is None or not self.api_reaches_agents or agent.machine.silent:
-            return
-        if agent.member in self.out_of_reach:
+        if lease is None or not self._reaches(agent) or agent.machine.silent:
             return
         if agent.written is not None and is_relayed(agent.written, report) and not is_news(agent.written, report):
             return
