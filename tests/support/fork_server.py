@@ -120,12 +120,13 @@ class Server:
             if rank == min(start.ranks):
                 seconds = {"data": 0.0, "forward_backward": 0.0, "optimizer": 0.0, "total": 0.01}
                 self.say(Step(attempt, rank, iteration, iteration, iteration * 64, 5.0, 1e-3, 1.0, 640.0, seconds))
-            if iteration % plan["every"] == 0 or iteration == plan["iterations"]:
-                self.save(start, rank, iteration)
+            last = iteration == plan["iterations"]
+            if last or iteration % plan["every"] == 0:
+                self.save(start, rank, iteration, last=last)
                 (self._plan.parent / f"saved-{iteration}").touch()
         self.say(Exited(attempt, rank, 0))
 
-    def save(self, start: Start, rank: int, step: int) -> None:
+    def save(self, start: Start, rank: int, step: int, *, last: bool) -> None:
         folder = Path(start.scratch) / "checkpoints" / f"a{start.attempt}" / f"step-{step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"rank-{rank:05d}.safetensors"
@@ -133,7 +134,7 @@ class Server:
         piece = Piece(f"param/w{rank}@0x4", "float32", 4, 0, 4, file.name, 0)
         manifest = RankManifest(start.attempt, step, rank, (file.name,), (piece,), {"step": str(step)})
         (folder / f"rank-{rank:05d}.json").write_text(manifest.to_json())
-        self.say(Saved(start.attempt, rank, step, str(folder), 0.01, file.stat().st_size))
+        self.say(Saved(start.attempt, rank, step, str(folder), 0.01, file.stat().st_size, last))
 
 
 def main() -> None:

@@ -244,16 +244,17 @@ class Groups:
                     Step(worker.start.attempt, worker.rank, group.iteration, 0, tokens, 2.5, 0.1, 1.0, 1e3, {})
                 )
         leaving = group.leaving  # as of now: messages below may change it
-        if group.iteration % every == 0 or group.iteration == last or leaving:
+        ends = leaving or group.iteration == last
+        if ends or group.iteration % every == 0:
             for worker in workers:
-                self._save(worker, group.iteration)
-        if group.iteration < last and not leaving:
+                self._save(worker, group.iteration, last=ends)
+        if not ends:
             self._sim.loop.call_later(ITERATION, self._iterate, group)
             return
         for worker in workers:
             worker.server.ends_well(worker, group.iteration if group.iteration < last else None)
 
-    def _save(self, worker: Worker, step: int) -> None:
+    def _save(self, worker: Worker, step: int, *, last: bool) -> None:
         attempt, rank = worker.start.attempt, worker.rank
         folder = Path(worker.start.scratch) / "checkpoints" / f"a{attempt}" / f"step-{step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -261,7 +262,7 @@ class Groups:
         (folder / name).write_bytes(f"{attempt}/{step}/{rank}".encode())
         manifest = RankManifest(attempt, step, rank, (name,), (), {"step": str(step)})
         (folder / f"rank-{rank:05d}.json").write_text(manifest.to_json())
-        worker.server.tell(Saved(attempt, rank, step, str(folder), 0.01, 10))
+        worker.server.tell(Saved(attempt, rank, step, str(folder), 0.01, 10, last))
 
     def _lost_somebody(self, group: _Group) -> bool:
         """One has ended: who can hear of it fails, who can't hangs and is asked again."""
