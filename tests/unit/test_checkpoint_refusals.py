@@ -101,12 +101,11 @@ def test_a_manifest_that_was_overwritten_is_not_loaded(saves: Saves) -> None:
         read_index(saves.store, checkpoint)
 
 
-def test_a_shard_manifest_that_was_overwritten_is_not_loaded(saves: Saves) -> None:
+def test_what_becomes_of_shard_manifests_after_the_commit_does_not_matter(saves: Saves) -> None:
     checkpoint = saves.commit()
-    path = saves.uploaded("shard-00001.json")
-    path.write_text(path.read_text().replace('"start":6', '"start":0'))
-    with pytest.raises(DamagedCheckpointError, match=r"shard-00001\.json: is not what manifest\.json lists"):
-        read_index(saves.store, checkpoint)
+    before = read_index(saves.store, checkpoint)
+    saves.uploaded("shard-00001.json").unlink()
+    assert read_index(saves.store, checkpoint) == before
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_field() -> None:

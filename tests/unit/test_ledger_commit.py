@@ -1,14 +1,17 @@
 """Committing and choosing: HEAD lists only what is whole, and falls back in the open."""
 
 import json
+import threading
 from dataclasses import replace
 
 import pytest
 
-from starcoder_trainer.agent.ledger import CheckpointLost, Claimed, Committed, Fenced, Superseded
+from starcoder_trainer.agent.ledger import CheckpointLost, Claimed, Committed, Fenced, Superseded, reference
 from starcoder_trainer.agent.verify import Corrupt, Incomplete
+from starcoder_trainer.checkpoint.index import read_index
 from starcoder_trainer.contract.ledger import HEAD_KEY, Head, checkpoint_prefix, shard_manifest_key
 from starcoder_trainer.storage.file import FileStore
+from starcoder_trainer.storage.store import Found
 from tests.support.checkpoints import MemoryStore, ledger, save_shard
 
 
@@ -42,8 +45,8 @@ def test_a_step_is_committed_when_every_rank_is_there_once(store):
     committed = mine.commit(1, 10)
     assert isinstance(committed, Committed)
     assert steps(store) == [(1, 10)]
-    stored = sum(s.size for s in store.list(f"{checkpoint_prefix(1, 10)}/"))
-    assert committed.entry.size_bytes == stored
+    there = store.list(f"{checkpoint_prefix(1, 10)}/")
+    assert committed.entry.size_bytes == sum(s.size for s in there if "/shard-" not in s.key)
 
 
 def test_a_rank_in_two_shards_is_refused(store):
@@ -143,19 +146,70 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_why(s
     assert "missing" in why
 
 
-def test_a_shard_s_manifest_of_another_content_and_the_same_size_is_found_before_workers_meet_it(store):
+def test_a_manifest_of_another_content_and_the_same_size_is_found_before_workers_meet_it(store):
     mine = claimed(store)
     for step in (10, 20):
         save_shard(store, 1, step)
         mine.commit(1, step)
-    (shard,) = store.list(f"{checkpoint_prefix(1, 20)}/shard-")
-    store.put(shard.key, b" " * shard.size)
+    manifest = store.stat(f"{checkpoint_prefix(1, 20)}/manifest.json")
+    store.put(manifest.key, b" " * manifest.size)
     again = ledger(store, "b")
     again.claim(2, "Own")
     chosen = again.choose(head(store))
     assert chosen.entry is not None
     assert chosen.entry.step == 10
-    assert "found SHA-256" in chosen.rejected[0]
+    assert "found digest" in chosen.rejected[0]
+
+
+def test_what_is_dropped_is_deleted_by_several_requests_at_a_time():
+    """Of 64 members it is hundreds of objects, and the next commit waits for it."""
+
+    class Slow(MemoryStore):
+        under_way = most = 0
+        together = threading.Event()
+
+        def delete(self, key: str) -> None:
+            with self._lock:
+                self.under_way += 1
+                self.most = max(self.most, self.under_way)
+                if self.most > 1:
+                    self.together.set()
+            self.together.wait(10)
+            super().delete(key)
+            with self._lock:
+                self.under_way -= 1
+
+    store = Slow()
+    mine = ledger(store, "a", keep_last=1)
+    mine.claim(1, "Own")
+    for step in (10, 20):
+        save_shard(store, 1, step)
+        mine.commit(1, step)
+    assert store.most > 1
+    assert not list(store.list(checkpoint_prefix(1, 10)))
+
+
+def test_workers_need_one_manifest_whatever_the_size_of_the_gang():
+    """All ranks ask at once when an attempt starts: a request for each member would be ranks times members."""
+
+    class Counting(MemoryStore):
+        read: tuple[str, ...] = ()
+
+        def get(self, key: str) -> Found:
+            self.read += (key,)
+            return super().get(key)
+
+    store = Counting()
+    mine = ledger(store, "a")
+    mine.claim(1, "Own")
+    for member in range(8):
+        save_shard(store, 1, 10, member, ranks=(member,), world_size=8)
+    committed = mine.commit(1, 10)
+    assert isinstance(committed, Committed)
+    store.read = ()
+    index = read_index(store, reference(committed.entry))
+    assert len(index.files) == 8
+    assert store.read == (f"{checkpoint_prefix(1, 10)}/manifest.json",)
 
 
 def test_history_after_a_fallback_replaces_what_was_rejected(store):

@@ -230,7 +230,7 @@ class Ledger:
         return Committed(entry, dropped)
 
     def discard(self, dropped: Iterable[Entry]) -> None:
-        """Deletes the objects of entries that HEAD has ceased to list: of a large gang many thousands, one by one.
+        """Deletes the objects of entries that HEAD has ceased to list: of a large gang many thousands.
 
         Nothing in use can be among them: all ranks have loaded the attempt's base before a complete newer step exists,
         and whoever claims later reads a HEAD that no longer lists them. What can't be deleted the next sweep takes.
@@ -280,7 +280,7 @@ class Ledger:
         verify.verify_contents(self._store, manifest)
         data = manifest.to_json().encode()
         self._store.put(f"{checkpoint_prefix(attempt, step)}/{MANIFEST}", data)
-        size = sum(file.size for file in manifest.files) + sum(s.size for s in manifest.shards) + len(data)
+        size = sum(file.size for file in manifest.files) + len(data)
         return Entry(step, attempt, digest_of(data), self._now(), size)
 
     def _update[R](self, edit: Callable[[Head | None], Head | R]) -> Head | R:
@@ -352,8 +352,8 @@ class Ledger:
 
     def _delete_folder(self, attempt: int, step: int) -> None:
         try:
-            for stat in list(self._store.list(f"{checkpoint_prefix(attempt, step)}/")):
-                self._store.delete(stat.key)
+            keys = [stat.key for stat in self._store.list(f"{checkpoint_prefix(attempt, step)}/")]
+            verify.at_once(self._store.delete, keys)
         except StorageError as e:
             # Unlisted, so harmless; the next attempt's sweep takes it.
             log.warning("left behind: %s", e)

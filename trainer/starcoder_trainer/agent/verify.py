@@ -15,11 +15,10 @@ from starcoder_trainer.contract.ledger import (
     FileRecord,
     Manifest,
     ShardManifest,
-    ShardRef,
     checkpoint_prefix,
     digest_of,
 )
-from starcoder_trainer.storage.store import NotFound, ObjectStore
+from starcoder_trainer.storage.store import NotFound, ObjectStore, Stat
 
 READ_BACK_BYTES = 16 << 20
 AT_ONCE = 16
@@ -33,30 +32,29 @@ class Incomplete(Exception):
     """Shards are still missing; they may yet come."""
 
 
-def read_shards(store: ObjectStore, attempt: int, step: int) -> tuple[tuple[ShardRef, ShardManifest], ...]:
+def read_shards(store: ObjectStore, attempt: int, step: int) -> tuple[ShardManifest, ...]:
     """All shard manifests of a step, by member.
 
     Raises:
         Corrupt: one can't be read as a shard manifest of this attempt and step.
     """
     folder = checkpoint_prefix(attempt, step)
-    found = []
-    for stat in store.list(f"{folder}/shard-"):
-        data = store.get(stat.key).data
+
+    def read(stat: Stat) -> ShardManifest:
         try:
-            shard = ShardManifest.from_json(data)
+            shard = ShardManifest.from_json(store.get(stat.key).data)
         except ContractError as e:
             raise Corrupt(f"{store.uri}/{stat.key}: {e}") from e
         if (shard.attempt, shard.step) != (attempt, step):
             raise Corrupt(
                 f"{store.uri}/{stat.key}: found attempt {shard.attempt} step {shard.step}, expected {attempt}, {step}"
             )
-        name = stat.key.removeprefix(f"{folder}/")
-        found.append((ShardRef(name, len(data), hashlib.sha256(data).hexdigest()), shard))
-    return tuple(sorted(found, key=lambda pair: pair[1].member))
+        return shard
+
+    return tuple(sorted(at_once(read, store.list(f"{folder}/shard-")), key=lambda shard: shard.member))
 
 
-def assemble(attempt: int, step: int, shards: tuple[tuple[ShardRef, ShardManifest], ...]) -> Manifest:
+def assemble(attempt: int, step: int, shards: tuple[ShardManifest, ...]) -> Manifest:
     """The manifest of a step whose shards hold each rank exactly once.
 
     Raises:
@@ -66,26 +64,27 @@ def assemble(attempt: int, step: int, shards: tuple[tuple[ShardRef, ShardManifes
     where = f"attempt {attempt} step {step}"
     if not shards:
         raise Incomplete(f"{where}: found no shard")
-    sizes = {shard.world_size for _, shard in shards}
+    sizes = {shard.world_size for shard in shards}
     if len(sizes) > 1:
         raise Corrupt(f"{where}: shards are of world sizes {sorted(sizes)}, expected one")
     (world_size,) = sizes
-    ranks = Counter(rank for _, shard in shards for rank in shard.ranks)
+    ranks = Counter(rank for shard in shards for rank in shard.ranks)
     if twice := sorted(rank for rank, n in ranks.items() if n > 1 or not 0 <= rank < world_size):
         raise Corrupt(f"{where}: ranks {twice} are in two shards or beyond the world of {world_size}")
     if missing := sorted(set(range(world_size)) - ranks.keys()):
         raise Incomplete(f"{where}: ranks {_brief(missing)} of {world_size} are missing")
-    files = tuple(file for _, shard in shards for file in shard.files)
+    files = tuple(file for shard in shards for file in shard.files)
     if twice_named := [name for name, n in Counter(file.name for file in files).items() if n > 1]:
         raise Corrupt(f"{where}: files {_brief(twice_named)} are in two shards")
-    commons = [shard.common for _, shard in shards]
+    commons = [shard.common for shard in shards]
     if any(common != commons[0] for common in commons):
         raise Corrupt(f"{where}: shards disagree about the facts of the run: {commons}"[:1000])
+    pieces = tuple(piece for shard in shards for piece in shard.pieces)
     try:
-        check_pieces((piece for _, shard in shards for piece in shard.pieces), {file.name: file.size for file in files})
+        check_pieces(pieces, {file.name: file.size for file in files})
     except BadPieces as e:
         raise Corrupt(f"{where}: {e}") from e
-    return Manifest(attempt, step, world_size, tuple(ref for ref, _ in shards), files, commons[0])
+    return Manifest(attempt, step, world_size, files, pieces, commons[0])
 
 
 def verify_contents(store: ObjectStore, manifest: Manifest) -> None:
@@ -115,15 +114,14 @@ def verify_contents(store: ObjectStore, manifest: Manifest) -> None:
         if found != expected:
             raise Corrupt(f"{store.uri}/{key}: found SHA-256 {found}, expected {expected}")
 
-    _all(check, manifest.files)
+    at_once(check, manifest.files)
 
 
 def verify_entry(store: ObjectStore, entry: Entry) -> Manifest:
-    """Manifest of a checkpoint that HEAD lists, with its digest and those of the shards' manifests checked and every
-    object present in its size.
+    """Manifest of a checkpoint that HEAD lists, with its digest checked and every file present in its size.
 
-    Contents were verified before HEAD listed it; here is found what was deleted, cut or replaced since. Workers meet
-    what is wrong with a manifest too late for another checkpoint to be chosen.
+    Contents were verified before HEAD listed it; here is found what was deleted, cut or replaced since. Workers would
+    meet it too late for another checkpoint to be chosen.
 
     Raises:
         Corrupt: the first object that differs.
@@ -137,28 +135,18 @@ def verify_entry(store: ObjectStore, entry: Entry) -> Manifest:
         raise Corrupt(f"{store.uri}/{folder}/{MANIFEST}: found digest {digest_of(data)}, expected {entry.digest}")
     manifest = Manifest.from_json(data)
     sizes = {stat.key: stat.size for stat in store.list(f"{folder}/")}
-    expected = {shard.name: shard.size for shard in manifest.shards} | {file.name: file.size for file in manifest.files}
-    for name, size in expected.items():
-        key = f"{folder}/{name}"
-        if sizes.get(key) != size:
+    for file in manifest.files:
+        key = f"{folder}/{file.name}"
+        if sizes.get(key) != file.size:
             found = "missing" if key not in sizes else f"found {sizes[key]} bytes"
-            raise Corrupt(f"{store.uri}/{key}: {found}, expected {size} bytes")
-
-    def check(shard: ShardRef) -> None:
-        key = f"{folder}/{shard.name}"
-        found = hashlib.sha256(store.get(key).data).hexdigest()
-        if found != shard.sha256:
-            raise Corrupt(f"{store.uri}/{key}: found SHA-256 {found}, expected {shard.sha256}")
-
-    _all(check, manifest.shards)
+            raise Corrupt(f"{store.uri}/{key}: {found}, expected {file.size} bytes")
     return manifest
 
 
-def _all[T](check: Callable[[T], None], things: Iterable[T]) -> None:
-    """Several at once; raises what the first check in order raises."""
-    with ThreadPoolExecutor(AT_ONCE, "verify") as pool:
-        for _ in pool.map(check, things):
-            pass
+def at_once[T, R](ask: Callable[[T], R], things: Iterable[T]) -> list[R]:
+    """The answers, in order, of AT_ONCE requests under way at a time; raises what the first in order raises."""
+    with ThreadPoolExecutor(AT_ONCE, "storage") as pool:
+        return list(pool.map(ask, things))
 
 
 def _sha256(store: ObjectStore, key: str, size: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from collections import defaultdict
@@ -15,7 +14,6 @@ from starcoder_trainer.contract.ledger import (
     FileRecord,
     Manifest,
     Piece,
-    ShardManifest,
     checkpoint_prefix,
     digest_of,
 )
@@ -88,11 +86,11 @@ def index_pieces(pieces: Iterable[Piece], common: dict[str, str]) -> Index:
 
 
 def read_index(store: ObjectStore, checkpoint: CheckpointRef) -> Index:
-    """The manifest that HEAD lists, and the shard manifests that it lists, each checked against its digest.
+    """Of the manifest that HEAD lists, checked against its digest.
 
     Raises:
-        StorageError: one can't be read.
-        DamagedCheckpointError: one is not what HEAD or the manifest says.
+        StorageError: it can't be read.
+        DamagedCheckpointError: it is not what HEAD says.
         ConfigurationError: the pieces don't make whole tensors, as this trainer knows them.
     """
     prefix = checkpoint_prefix(checkpoint.attempt, checkpoint.step)
@@ -103,19 +101,11 @@ def read_index(store: ObjectStore, checkpoint: CheckpointRef) -> Index:
             "it was overwritten"
         )
     manifest = Manifest.from_json(data)
-    pieces: list[Piece] = []
-    for shard in manifest.shards:
-        text = store.get(f"{prefix}/{shard.name}").data
-        if len(text) != shard.size or hashlib.sha256(text).hexdigest() != shard.sha256:
-            raise DamagedCheckpointError(
-                f"{store.uri}/{prefix}/{shard.name}: is not what {MANIFEST} lists; it was overwritten"
-            )
-        pieces.extend(ShardManifest.from_json(text).pieces)
     try:
-        check_pieces(pieces, {file.name: file.size for file in manifest.files})
+        check_pieces(manifest.pieces, {file.name: file.size for file in manifest.files})
     except BadPieces as e:
         raise ConfigurationError(f"{store.uri}/{prefix}: {e}") from e
-    return replace(index_pieces(pieces, manifest.common), files={file.name: file for file in manifest.files})
+    return replace(index_pieces(manifest.pieces, manifest.common), files={file.name: file for file in manifest.files})
 
 
 def _overlap(a: TensorName, b: TensorName) -> bool:

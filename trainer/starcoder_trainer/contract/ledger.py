@@ -76,7 +76,8 @@ class RankManifest(Document):
 
 @dataclass(frozen=True)
 class ShardManifest(Document):
-    """shard-<member>.json: all that one member uploaded for a step."""
+    """shard-<member>.json: all that one member uploaded for a step, put there last. Of use until the step is committed
+    or given up."""
 
     attempt: int
     step: int
@@ -89,21 +90,18 @@ class ShardManifest(Document):
 
 
 @dataclass(frozen=True)
-class ShardRef:
-    name: str
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
 class Manifest(Document):
-    """manifest.json of a complete, verified checkpoint; its digest is in HEAD."""
+    """manifest.json of a complete, verified checkpoint; its digest is in HEAD.
+
+    It repeats what the shard manifests say: all ranks read it at once when an attempt starts, and one object for each
+    takes as many requests as there are ranks, not that many for every member.
+    """
 
     attempt: int
     step: int
     world_size: int
-    shards: tuple[ShardRef, ...]
     files: tuple[FileRecord, ...]
+    pieces: tuple[Piece, ...]
     common: dict[str, str]
 
 
