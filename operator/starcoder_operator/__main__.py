@@ -36,6 +36,9 @@ from .workqueue import WorkQueue
 
 log = logging.getLogger("starcoder_operator")
 
+LISTED_LAG = 5.0
+"""Seconds after which the last Node of a list has gone through kopf's queues, with plenty to spare."""
+
 
 class Operator:
     """All parts of one process. `run` returns its exit code."""
@@ -52,6 +55,7 @@ class Operator:
         self._activity = Activity(clock)
         self._sightings = Sightings(clock, silent=settings.heartbeat_stale)
         self._nodes = NodeCache(settings.device_fault_conditions)
+        self._nodes_told: asyncio.TimerHandle | None = None
         memory = self._memory = Memory()
         # renewals must neither queue behind other calls nor hang
         self._election_kube = Kube(configuration, count=self._count, timeout=settings.lease_renew_deadline / 3)
@@ -162,8 +166,9 @@ class Operator:
 
     async def _session(self) -> tuple[str, aiohttp.ClientSession]:
         trace = handlers.traces(
-            note=self._activity.note, count=self._count, on_outage=self._sightings.blind, on_list=self._listed_anew
-        )
+            note=self._activity.note, count=self._count, on_outage=self._sightings.blind,
+            on_list=self._listed_anew, on_listed=self._listed,
+        )  # fmt: skip
         return self._configuration.host, await connection.watch_session(self._configuration, [trace])
 
     def _count(self, verb: str, code: int) -> None:
@@ -172,8 +177,14 @@ class Operator:
     def _listed_anew(self, plural: str) -> None:
         if plural == NODES.plural:
             self._nodes.forget_nodes()
+            if self._nodes_told is not None:
+                self._nodes_told.cancel()
         for key in self._memory:
             self._queue.add(key)
+
+    def _listed(self, plural: str) -> None:
+        if plural == NODES.plural:
+            self._nodes_told = asyncio.get_running_loop().call_later(LISTED_LAG, self._nodes.all_listed)
 
     def _paused(self, seconds: float) -> None:
         log.warning("this process stood still for %.0f s; silence in that time counts for nothing", seconds)

@@ -224,6 +224,7 @@ def traces(
     count: Callable[[str, int], None],
     on_outage: Callable[[], None],
     on_list: Callable[[str], None],
+    on_listed: Callable[[str], None],
 ) -> aiohttp.TraceConfig:
     """Makes kopf's requests visible.
 
@@ -233,6 +234,7 @@ def traces(
         on_outage: told of requests that failed, a blind spot.
         on_list: told the plural of a kind that is about to be listed anew. What was deleted since the watch broke
             will never be told by an event.
+        on_listed: told the plural of a kind whose list has come to its end, so that the watch begins.
     """
     trace = aiohttp.TraceConfig()
 
@@ -242,6 +244,8 @@ def traces(
     async def begins(_session: Any, _context: Any, params: aiohttp.TraceRequestStartParams) -> None:
         if verb(params) == "list" and "continue" not in params.url.query:
             on_list(params.url.name)
+        if verb(params) == "watch":
+            on_listed(params.url.name)
 
     async def ended(_session: Any, _context: Any, params: aiohttp.TraceRequestEndParams) -> None:
         count(verb(params), params.response.status)

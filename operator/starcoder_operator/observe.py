@@ -124,6 +124,7 @@ class Observer:
             status=status,
             pods=pod_views,
             leases=lease_views,
+            nodes_complete=self._nodes.complete,
             nodes=await self._nodes_of(pod_views, lease_views, status),
             gang=gang,
             gang_api=gang_api,

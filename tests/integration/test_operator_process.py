@@ -26,6 +26,7 @@ from starcoder_operator.adapters.kinds import (
     CONFIG_MAPS,
     EVENTS,
     LEASES,
+    NODES,
     POD_GROUPS,
     PODS,
     ROLE_BINDINGS,
@@ -216,12 +217,17 @@ def test_one_that_cannot_renew_ends_instead_of_acting_on(start, here):
 async def test_what_others_do_in_the_event_loop_outlives_the_watches(operators_kubeconfig, here):
     """kopf's own runner takes every younger task for its own."""
     configuration = await connection.load(str(operators_kubeconfig))
-    listed, stop, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    watched, stop, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    told: list[str] = []
 
-    def note(_: object) -> None:
-        listed.set()
+    def on_listed(plural: str) -> None:
+        assert plural in told, "the watch begins after the list"
+        if plural == NODES.plural:
+            watched.set()
 
-    trace = handlers.traces(note=lambda: None, count=lambda *_: None, on_outage=lambda: None, on_list=note)
+    trace = handlers.traces(
+        note=lambda: None, count=lambda *_: None, on_outage=lambda: None, on_list=told.append, on_listed=on_listed
+    )
 
     async def session() -> tuple[str, aiohttp.ClientSession]:
         return configuration.host, await connection.watch_session(configuration, [trace])
@@ -229,7 +235,7 @@ async def test_what_others_do_in_the_event_loop_outlives_the_watches(operators_k
     clock = SystemClock()
     edge = handlers.Edge(enqueue=lambda _: None, note=lambda: None, sightings=Sightings(clock), nodes=NodeCache())
     watches = asyncio.create_task(handlers.watch(handlers.registry(edge, session), namespaces=(here.name,), stop=stop))
-    await asyncio.wait_for(listed.wait(), PATIENCE)
+    await asyncio.wait_for(watched.wait(), PATIENCE)
     younger = asyncio.create_task(done.wait())
     stop.set()
     await asyncio.wait_for(watches, PATIENCE)

@@ -167,6 +167,15 @@ async def test_a_run_that_nobody_has_touched_is_seen_as_it_is(bench):
     assert (seen.now, seen.clock) == ("2026-12-01T00:00:00Z", 1000.0)
 
 
+async def test_nodes_are_all_only_after_the_list_has_come_to_its_end(bench):
+    bench.nodes.node_seen(node("n1"))
+    assert not (await bench.look()).nodes_complete
+    bench.nodes.all_listed()
+    assert (await bench.look()).nodes_complete
+    bench.nodes.forget_nodes()
+    assert not (await bench.look()).nodes_complete
+
+
 async def test_a_pod_is_seen_with_what_decides_its_fate(bench):
     scheduled = {"type": "PodScheduled", "status": "True"}
     bench.server.add(made_pod(1, 4, conditions=[scheduled, {"type": "Ready", "status": "True"}]))

@@ -116,6 +116,16 @@ def test_a_run_that_has_no_other_node_stays_where_it_failed_and_says_so() -> Non
     assert run.training().status.restarts.total == 2
 
 
+def test_nothing_is_forgiven_for_want_of_nodes_that_are_not_listed_yet() -> None:
+    """An operator that has just begun, or lists anew, knows few nodes for a moment."""
+    run = make_run().workers(2).on_nodes(3).training()
+    device_fails(device_fails(run, 1), 1).training()
+    seen = run.snapshot
+    few = replace(seen, nodes={a.node: seen.nodes[a.node] for a in seen.status.avoided_nodes})
+    assert avoidance.forgiven(few, (), few.status)[0].avoided_nodes == ()
+    assert avoidance.forgiven(replace(few, nodes_complete=False), (), few.status) == (few.status, ())
+
+
 def test_the_node_that_was_avoided_first_is_forgiven_when_others_die() -> None:
     run = make_run().workers(2).on_nodes(4).with_spec(failurePolicy__maxRestartsWithoutProgress=9).training()
     first, second = run.pod(0).view.node, run.pod(1).view.node

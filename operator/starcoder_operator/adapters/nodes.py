@@ -54,6 +54,7 @@ class NodeCache:
         """`fault_conditions`: as in `node_view`."""
         self._fault_conditions = frozenset(fault_conditions)
         self._views: dict[str, NodeView] = {}
+        self._complete = False
         self._pods: dict[str, dict[str, RunKey]] = defaultdict(dict)
         """Node -> uid of Pod -> run."""
         self._node_of: dict[str, str] = {}
@@ -86,6 +87,16 @@ class NodeCache:
     def forget_nodes(self) -> None:
         """Before all Nodes are listed anew: a Node that went while nobody watched is told by no event."""
         self._views.clear()
+        self._complete = False
+
+    def all_listed(self) -> None:
+        """The list has come to its end."""
+        self._complete = True
+
+    @property
+    def complete(self) -> bool:
+        """All Nodes are here, as far as the watch has told."""
+        return self._complete
 
     def all(self) -> dict[str, NodeView]:
         return dict(self._views)

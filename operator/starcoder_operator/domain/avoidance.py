@@ -130,9 +130,10 @@ def _oldest(entries: list[AvoidedNode]) -> AvoidedNode:
 
 
 def _needed(snapshot: Snapshot, entries: list[AvoidedNode]) -> AvoidedNode | None:
-    """The oldest of those without which the run has no room, as far as the nodes' GPUs tell."""
+    """The oldest of those without which the run has no room, as far as the nodes' GPUs tell. While nodes are still
+    being listed there is nothing to be told from them."""
     helpful = [a for a in entries if places(snapshot, a.node)]
-    if not helpful or _room_without(snapshot, frozenset(a.node for a in entries)):
+    if not snapshot.nodes_complete or not helpful or _room_without(snapshot, frozenset(a.node for a in entries)):
         return None
     return _oldest(helpful)
 

@@ -153,6 +153,8 @@ class Snapshot:
     nodes: dict[str, NodeView] = field(default_factory=dict)
     """All nodes, or at least those that Pods of this run are on or avoid and that the Leases' reports name. A node that
     is missing does not exist; empty means that nodes can't be read, and then none is held to be lost."""
+    nodes_complete: bool = True
+    """False: others may exist; while they are listed, or where they can't be read."""
     gang: GangView | None = None
     """None: there is none (it was looked for)."""
     gang_api: bool = True

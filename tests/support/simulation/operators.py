@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 WATCHED = (RUNS, PODS, LEASES, CONFIG_MAPS, POD_GROUPS, NODES)
 LABELLED = (PODS, LEASES, CONFIG_MAPS, POD_GROUPS)
 LAG = 0.01
+LISTED = 5.0
+"""As `__main__.LISTED_LAG`."""
 BOOT = 0.5
 SETTINGS = Settings(_cli_parse_args=[], trainer_image="trainer:1")  # type: ignore[call-arg]
 
@@ -166,6 +168,10 @@ class OperatorProcess:
         for key in self._memory:
             self._queue.add(key)
 
+    def listed(self, kind: Kind) -> None:
+        if kind is NODES:
+            self._nodes.all_listed()
+
     async def _pass(self, key: RunKey) -> float | None:
         self.sim.counts_pass()
         return await self._reconcile(key)
@@ -222,6 +228,7 @@ class Watch:
         for thing in self._sim.api.list(self._kind):
             if self._wants(thing):
                 self._deliver(None, thing)
+        self._sim.loop.call_later(LISTED, self._operator.listed, self._kind)
 
     def breaks(self, seconds: float) -> None:
         """Nothing is told until it lists anew."""
