@@ -56,7 +56,7 @@ class Pod:
             ),
             Surroundings(
                 open_store=store_of,
-                check_data=gang.check_data,
+                check_data=lambda config, open_store: gang.check_data(member),
                 worker_socket=self.folder / "worker.sock",
                 member=member,
                 report=self._reported,
@@ -99,18 +99,21 @@ class Gang:
         self.config = training_config(iterations=4, checkpoint_uri=f"file://{tmp_path}/ck")
         self.store = store_of(self.config.checkpoint.uri, self.config.storage)
         self.data_error: Exception | None = None
+        self.data_error_of = 0
+        """Member that meets it."""
         self.pods = [Pod(self, member) for member in range(size)]
 
-    def check_data(self, config, open_store) -> None:
-        if self.data_error:
+    def check_data(self, member: int) -> None:
+        if self.data_error and member == self.data_error_of:
             raise self.data_error
 
     def plans(self, **plan) -> None:
         self.plan.write_text(json.dumps({"iterations": 4, "every": 2} | plan))
 
-    def assign(self, attempt: int, phase: str) -> None:
-        offer = self.pods[0].said.offer if phase == "run" else None
-        members = tuple(Member(pod.member, pod.boot_id) for pod in self.pods)
+    def assign(self, attempt: int, phase: str, leader: int = 0) -> None:
+        offer = self.pods[leader].said.offer if phase == "run" else None
+        in_order = [*self.pods[leader:], *self.pods[:leader]]
+        members = tuple(Member(pod.member, pod.boot_id) for pod in in_order)
         layout = Layout(1, 1, GPUS * len(self.pods))
         assignment = Assignment("uid-1", attempt, phase, members, GPUS, layout, offer)
         for pod in self.pods:
@@ -230,6 +233,18 @@ async def test_missing_data_is_told_and_mended_without_using_up_an_attempt(gang)
     assert not list(gang.store.list("HEAD")), "HEAD was claimed before the data was found"
     gang.data_error = None
     await gang.until(lambda: gang.pods[0].said.offer)
+    assert gang.pods[0].said.problem is None
+
+
+async def test_a_leader_that_was_hindered_tries_no_more_where_another_leads(gang):
+    gang.data_error = DataNotFound("s3://corpus/code: found no .idx file")
+    gang.assign(1, "hold")
+    await gang.until(lambda: gang.pods[0].said.problem)
+    gang.assign(2, "hold", leader=1)
+    await gang.until(lambda: gang.pods[1].said.offer and gang.all_say("idle", 2))
+    assert gang.pods[0].said.problem is None
+    await asyncio.wait_for(asyncio.shield(gang.pods[0].supervisor._preparing), SECONDS)
+    assert (gang.head.attempt, gang.head.holder) == (2, "boot-1")
     assert gang.pods[0].said.problem is None
 
 

@@ -172,6 +172,11 @@ class Scenario:
         self.cluster.world.store.problem = Problem(reason, message)  # type: ignore[arg-type]
         return self
 
+    def without_storage(self, *nodes: str) -> Self:
+        """These nodes don't reach S3."""
+        self.cluster.world.store.away_from = {*nodes}
+        return self
+
     def mended(self) -> Self:
         self.cluster.world.store.problem = None
         return self

@@ -31,6 +31,8 @@ class Store:
     attempt: int = 0
     entries: list[CheckpointRef] = field(default_factory=list)
     problem: Problem | None = None
+    away_from: set[str] = field(default_factory=set)
+    """Nodes that don't reach it."""
     commits: list[tuple[int, int]] = field(default_factory=list)
     """(attempt, step) in the order in which they were listed."""
 
@@ -200,7 +202,9 @@ class Agent:
 
     def _prepare(self, attempt: int) -> None:
         store, now = self.world.store, self.world.now
-        if store.problem is not None:
+        if self.machine.me.node in store.away_from:
+            self.tell(m.PrepareHindered(now, attempt, Problem("StorageUnreachable", "no answer from the endpoint")))
+        elif store.problem is not None:
             self.tell(m.PrepareHindered(now, attempt, store.problem))
         elif store.attempt >= attempt:
             self.preparing = None

@@ -59,6 +59,13 @@ def test_a_hindrance_is_told_also_when_the_workers_get_ready_meanwhile():
     assert agent.said.problem is None, "the next attempt prepares anew"
 
 
+def test_a_hindrance_of_who_leads_no_more_hinders_nobody():
+    found = Problem("StorageUnreachable", "no answer")
+    agent = Agent(0).ready().assigned(1, "hold").tell(m.PrepareHindered, 1, found)
+    agent.assigned(2, "hold", listed=False).tell(m.PrepareHindered, 1, found)
+    assert agent.said.problem is None
+
+
 def test_a_fenced_leader_says_by_which_attempt():
     agent = Agent(0).ready().assigned(1, "hold").tell(m.FencedOut, 1, 7)
     assert agent.said.fenced_by == 7

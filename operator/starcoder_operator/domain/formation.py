@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from starcoder_trainer.contract.assignment import Assignment, Member
 from starcoder_trainer.contract.report import Report
 
-from . import failure, network, recovery
+from . import failure, network, recovery, storage_reach
 from .elasticity import pool_size
 from .failure import Cause, Failure
 from .hearing import USUAL, Limits
@@ -147,10 +147,16 @@ def next_attempt(snapshot: Snapshot) -> int:
     return max(numbers) + 1
 
 
-def held(snapshot: Snapshot, members: tuple[MemberView, ...], attempt: int) -> Assignment:
-    """Attempt `attempt` in phase hold with the agents that live now; survivors keep their places."""
+def held(snapshot: Snapshot, members: tuple[MemberView, ...], attempt: int, *, leader: int | None = None) -> Assignment:
+    """Attempt `attempt` in phase hold with the agents that live now; survivors keep their places.
+
+    Args:
+        leader: member that changes places with the one that leads.
+    """
     current, spec = own_assignment(snapshot), snapshot.spec
     places = [Member(p.index) for p in current.members] if current and current.phase != "stop" else []
+    if leader is not None:
+        places = storage_reach.led_by(leader, places)
     size = gang_size(snapshot, members)
     assignment = Assignment(
         run_uid=snapshot.uid,
@@ -188,6 +194,9 @@ def _while_held(
     why = _broken(snapshot, members, current, config_json)
     if why:
         return Hold(held(snapshot, members, next_attempt(snapshot)), why, found)
+    if (other := storage_reach.next_leader(snapshot, members)) is not None:
+        why = f"the leader, Pod {members[current.leader.index].pod_name}, does not reach S3; Pod {other.pod_name} tries"
+        return Hold(held(snapshot, members, next_attempt(snapshot), leader=other.index), why, found)
     filled = with_relay(_filled_in(snapshot, members, current), members)
     if current.leader.boot_id and filled.leader.boot_id != current.leader.boot_id:
         why = f"the gang of another size has no place for the leader, Pod {members[current.leader.index].pod_name}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import avoidance, sizing
+from . import avoidance, sizing, storage_reach
 from .formation import AwaitCause, BackOff, Decision, Drain, Ended, Go, Hold, Leave, Stay, Unclear
 from .hearing import Limits
 from .members import NODE_INDEX_LAG, MemberView
@@ -67,6 +67,8 @@ def look_again(
     if any(p.avoided_nodes and not p.scheduled for p in snapshot.pods):
         looks.append(LOOK_AT_AVOIDED)
     if (left := avoidance.until_unanswered(members)) is not None:
+        looks.append(left + 0.1)
+    if (left := storage_reach.until_next(snapshot, members)) is not None:
         looks.append(left + 0.1)
     unseen = [p.age for p in snapshot.pods if p.node and p.node not in snapshot.nodes and p.age < NODE_INDEX_LAG]
     if unseen and snapshot.nodes:

@@ -15,7 +15,20 @@ from starcoder_operator.api.v1alpha1 import StarCoderRunStatus
 from starcoder_operator.api.v1alpha1.status import State
 from starcoder_trainer.contract.assignment import Assignment
 
-from . import avoidance, budget, failure, goodput, patience, progress, reasons, situation, sizing, story, user_error
+from . import (
+    avoidance,
+    budget,
+    failure,
+    goodput,
+    patience,
+    progress,
+    reasons,
+    situation,
+    sizing,
+    storage_reach,
+    story,
+    user_error,
+)
 from .attempt_time import awaiting_since
 from .conditions import Claim, merged
 from .elasticity import pool_size
@@ -177,7 +190,7 @@ def _wanted(snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[Membe
     decision = patience.over(snapshot, status, members, decide(snapshot, members, config, limits), limits)
     if isinstance(decision, Finished):
         return _succeeded(snapshot, status, members)
-    status, decision = _counted(snapshot, status, decision)
+    status, decision = _counted(snapshot, status, members, decision)
     if isinstance(decision, Ended) and (over := _given_up(snapshot, status, members, decision.failure)):
         return over
     status, forgiving = avoidance.forgiven(snapshot, members, avoidance.unanswered(snapshot, members, status))
@@ -239,7 +252,9 @@ def _wanted(snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[Membe
     )
 
 
-def _counted(snapshot: Snapshot, status: StarCoderRunStatus, decision: Decision) -> tuple[StarCoderRunStatus, Decision]:
+def _counted(
+    snapshot: Snapshot, status: StarCoderRunStatus, members: tuple[MemberView, ...], decision: Decision
+) -> tuple[StarCoderRunStatus, Decision]:
     """The status with a failure that the decision tells of, and the decision with whose fault it is known to be."""
     ttl, now, last = snapshot.spec.failure_policy.node_avoidance.ttl.seconds, snapshot.now, status.last_failure
     match decision:
@@ -250,6 +265,9 @@ def _counted(snapshot: Snapshot, status: StarCoderRunStatus, decision: Decision)
             status = avoidance.noted(status, failure.origins(found, signs), ttl=ttl, now=now)
             if user_error.is_repeated(last, judged) and len(where) == 1:
                 why = "the same exception twice at the same iteration: elsewhere it shows whether it is the node's"
+                status = avoidance.kept_away_from(status, found.node, 2, why, ttl=ttl, now=now)
+            if storage_reach.is_of_the_node(last, found, signs, snapshot, members):
+                why = "its workers could not read from S3 twice in a row, and the leader elsewhere could"
                 status = avoidance.kept_away_from(status, found.node, 2, why, ttl=ttl, now=now)
             return status, Ended(judged, signs)
         case Hold(found=Failure() as found):

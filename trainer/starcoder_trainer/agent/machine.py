@@ -178,7 +178,7 @@ class Machine:
                 self._testified(event)
             case Prepared(attempt=attempt) if attempt == self._prepared_for:
                 self._offer, self._verified, self._hindrance = event.offer, event.verified, None
-            case PrepareHindered(attempt=attempt) if attempt == self._prepared_for:
+            case PrepareHindered(attempt=attempt) if attempt == self._prepared_for and self._leads(attempt):
                 self._hindrance = event.problem
             case FencedOut(attempt=attempt) if self._assignment and attempt == self._assignment.attempt:
                 self._fenced(attempt, event.by)

@@ -95,6 +95,8 @@ class Supervisor:
             me, around.member, lambda: self._machine.watched, self._channel.send, self._checkpoints, self.post, clock
         )
         self._reported: Report | None = None
+        self._newest = 0
+        """Highest attempt that was assigned."""
         self._ranks: set[int] = set()
         """That workers of this Pod have had."""
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -149,6 +151,7 @@ class Supervisor:
         if isinstance(event, messages.Assigned) and event.assignment.run_uid == self._me.run_uid:
             self._config = TrainingConfig.from_dict(event.config)
             self._world_size = event.assignment.layout.world_size
+            self._newest = max(self._newest, event.assignment.attempt)
         actions = self._machine.handle(event)
         self._publish()
         for action in actions:
@@ -209,8 +212,8 @@ class Supervisor:
                 listener.close()
 
     async def _prepare(self, attempt: int, config: TrainingConfig) -> None:
-        """Tries until it succeeds, is fenced, or a higher attempt cancels it."""
-        while True:
+        """Tries until it succeeds, is fenced, or a higher attempt is formed, which another may lead."""
+        while self._newest <= attempt:
             try:
                 if self._checked != config:
                     await asyncio.to_thread(preflight.check, config, self._open, self._around.check_data)
