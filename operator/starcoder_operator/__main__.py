@@ -177,14 +177,20 @@ class Operator:
     def _listed_anew(self, plural: str) -> None:
         if plural == NODES.plural:
             self._nodes.forget_nodes()
-            if self._nodes_told is not None:
-                self._nodes_told.cancel()
+            self._await_nodes(False)
         for key in self._memory:
             self._queue.add(key)
 
     def _listed(self, plural: str) -> None:
         if plural == NODES.plural:
-            self._nodes_told = asyncio.get_running_loop().call_later(LISTED_LAG, self._nodes.all_listed)
+            self._await_nodes(True)
+
+    def _await_nodes(self, come: bool) -> None:
+        """Only the newest list counts: one that a later has followed is not all."""
+        if self._nodes_told is not None:
+            self._nodes_told.cancel()
+        later = asyncio.get_running_loop().call_later
+        self._nodes_told = later(LISTED_LAG, self._nodes.all_listed) if come else None
 
     def _paused(self, seconds: float) -> None:
         log.warning("this process stood still for %.0f s; silence in that time counts for nothing", seconds)

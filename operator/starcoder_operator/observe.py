@@ -187,6 +187,8 @@ class Observer:
             return None
         agents, (key, look) = agents_of(meta["namespace"], meta["labels"][names.LABEL_RUN]), lease_sighting(lease)
         age = self._sightings.speaks(agents, key, look)
+        problem = report.problem.reason if report is not None and report.problem is not None else ""
+        troubled_for = self._sightings.age(f"lease/{meta['uid']}/problem", problem)
         if report is not None:
             self._sightings.relay(report.boot_id, renewed(lease), report.suspects)
         return LeaseView(
@@ -196,6 +198,7 @@ class Observer:
             report=report,
             age=age,
             renewed=age,
+            troubled_for=troubled_for if problem else 0.0,
             witnessed=self._sightings.witnessed(key),
         )
 

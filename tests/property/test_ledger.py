@@ -45,7 +45,9 @@ class LedgerMachine(RuleBasedStateMachine):
         match outcome:
             case Claimed(taken):
                 assert self.owner.setdefault(attempt, name) == name, "two holders of one attempt"
-                mine.choose(mine.adopt(outcome) if self.claimed.get(name) != attempt else taken)
+                adopted = mine.adopt(outcome) if self.claimed.get(name) != attempt else taken
+                assert isinstance(adopted, Head)
+                mine.choose(adopted)
                 self.claimed[name] = attempt
             case Fenced(by):
                 assert by >= attempt

@@ -10,6 +10,7 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
+from starcoder_operator.domain.timestamps import after
 from starcoder_trainer.agent import machine
 from starcoder_trainer.agent import messages as m
 from starcoder_trainer.agent.heartbeats import Heartbeats
@@ -19,6 +20,7 @@ from starcoder_trainer.contract.heartbeat import USUAL
 from starcoder_trainer.contract.report import Cause, Failure, Problem, Report, Verified
 from starcoder_trainer.contract.worker import Exited, Saved, Started, Step
 
+EPOCH = "2026-01-01T00:00:00Z"
 SAVE_EVERY = 10
 STEP = 5
 """Iterations that pass between two looks."""
@@ -33,6 +35,7 @@ class Store:
     problem: Problem | None = None
     away_from: set[str] = field(default_factory=set)
     """Nodes that don't reach it."""
+    committed_at: str = EPOCH
     commits: list[tuple[int, int]] = field(default_factory=list)
     """(attempt, step) in the order in which they were listed."""
 
@@ -40,7 +43,7 @@ class Store:
         if not self.entries:
             return None
         newest = self.entries[-1]
-        return Verified(newest, f"s3://b/a{newest.attempt}/step-{newest.step:08d}", "2026-01-01T00:00:00Z", 1)
+        return Verified(newest, f"s3://b/a{newest.attempt}/step-{newest.step:08d}", self.committed_at, 1)
 
 
 @dataclass
@@ -221,6 +224,7 @@ class Agent:
             return
         store.entries.append(CheckpointRef(attempt, step, f"sha256:{attempt}-{step}"))
         store.commits.append((attempt, step))
+        store.committed_at = after(EPOCH, now)
         verified = store.verified()
         assert verified is not None
         self.pending.append(m.CheckpointVerified(now, attempt, verified))

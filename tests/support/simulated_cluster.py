@@ -39,10 +39,8 @@ from starcoder_trainer.agent import messages as m
 from starcoder_trainer.agent.heartbeats import is_news, is_relayed
 from starcoder_trainer.contract import names
 from starcoder_trainer.contract.report import Report
-from tests.support.simulated_agents import Agent, World
+from tests.support.simulated_agents import EPOCH, Agent, World
 from tests.support.simulated_kueue import SimulatedKueue
-
-EPOCH = "2026-01-01T00:00:00Z"
 
 
 class Conflict(Exception):
@@ -73,6 +71,9 @@ class Lease:
     report: Report | None = None
     renewed: float = 0.0
     writes: int = 0
+    trouble: str = ""
+    """Reason of the problem that it tells of, and since when."""
+    troubled_since: float = 0.0
 
 
 class SimulatedCluster:
@@ -161,6 +162,7 @@ class SimulatedCluster:
                     self._age(i),
                     now - lease.renewed,
                     self._unheard(i),
+                    now - lease.troubled_since if lease.trouble else 0.0,
                 )
                 for i, lease in self.leases.items()
             ),
@@ -496,6 +498,9 @@ class SimulatedCluster:
             return
         lease.report = agent.written = report
         lease.renewed = now
+        trouble = report.problem.reason if report.problem else ""
+        if trouble != lease.trouble:
+            lease.trouble, lease.troubled_since = trouble, now
         self.spoken_for |= {(agent.boot_id, i): now for i in self.leases if i not in report.suspects}
         last, returned = self.agents_heard
         self.agents_heard = now, now if now - last >= USUAL.stale else returned

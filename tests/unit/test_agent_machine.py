@@ -59,6 +59,19 @@ def test_a_hindrance_is_told_also_when_the_workers_get_ready_meanwhile():
     assert agent.said.problem is None, "the next attempt prepares anew"
 
 
+def test_a_hindrance_is_over_as_soon_as_the_leader_has_head_though_the_rest_takes_its_time():
+    found = Problem("StorageUnreachable", "no answer")
+    agent = Agent(0).ready().assigned(1, "hold").tell(m.PrepareHindered, 1, found)
+    assert agent.tell(m.PrepareHindered, 1, None).said.problem is None
+    assert agent.said.offer is None
+
+
+def test_a_late_answer_of_who_leads_no_more_is_not_taken_for_what_is_verified():
+    agent = Agent(0).ready().assigned(1, "hold").assigned(2, "hold", listed=False)
+    agent.tell(m.Prepared, 1, OFFER, verified(20))
+    assert (agent.said.offer, agent.said.verified) == (None, None)
+
+
 def test_a_hindrance_of_who_leads_no_more_hinders_nobody():
     found = Problem("StorageUnreachable", "no answer")
     agent = Agent(0).ready().assigned(1, "hold").tell(m.PrepareHindered, 1, found)

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from starcoder_trainer.agent import preflight
 from starcoder_trainer.agent.ledger import CheckpointLost, Claimed, Committed, Fenced, Foreign
 from starcoder_trainer.contract.ledger import HEAD_KEY, Head
 from starcoder_trainer.storage.file import FileStore
 from starcoder_trainer.storage.store import Unreachable
 from tests.support.checkpoints import RUN, MemoryStore, ledger, save_shard
+from tests.support.training import training_config
 
 OTHER = replace(RUN, uid="uid-2")
 
@@ -20,6 +22,22 @@ def store(request, tmp_path):
 
 def head(store):
     return Head.from_json(store.get(HEAD_KEY).data)
+
+
+def test_a_leader_tells_that_the_store_answers_when_head_is_its_own_and_not_before(store):
+    """What comes then, adopting and choosing, can take long, and is no outage."""
+    told = []
+
+    def claim(attempt):
+        mine, config = ledger(store, "a"), training_config()
+        answered = lambda: told.append(head(store).attempt)  # noqa: E731
+        preflight.claim(attempt, config, mine, store.uri, "127.0.0.1", answered=answered).listener.close()
+
+    claim(2)
+    assert told == [2]
+    with pytest.raises(preflight.FencedByHead):
+        claim(1)
+    assert told == [2]
 
 
 def test_the_first_claim_makes_head_without_entries(store):

@@ -11,7 +11,7 @@ from starcoder_trainer.agent.verify import Corrupt, Incomplete
 from starcoder_trainer.checkpoint.index import read_index
 from starcoder_trainer.contract.ledger import HEAD_KEY, Head, checkpoint_prefix, shard_manifest_key
 from starcoder_trainer.storage.file import FileStore
-from starcoder_trainer.storage.store import Found
+from starcoder_trainer.storage.store import Found, Unreachable
 from tests.support.checkpoints import MemoryStore, ledger, save_shard
 
 
@@ -270,6 +270,30 @@ def test_leftovers_of_fenced_attempts_are_swept_and_what_head_lists_stays(store)
     assert list(store.list(f"{checkpoint_prefix(1, 20)}/")) == []
     assert list(store.list(f"{checkpoint_prefix(1, 10)}/")) != []
     assert isinstance(second.commit(2, 20), Committed)
+
+
+def test_a_claimer_that_another_has_followed_adopts_and_deletes_nothing(store):
+    """Its own adoption was written, the answer was lost, and the next claimer starts from what it lists."""
+    claimed(store)
+    save_shard(store, 1, 10, ranks=(0,), world_size=2)
+    save_shard(store, 1, 20)
+    late = ledger(store, "b")
+    taken = late.claim(2, "Own")
+    assert isinstance(taken, Claimed)
+    put_if_match, base = store.put_if_match, []
+
+    def answer_lost(key, data, version):
+        store.put_if_match = put_if_match
+        put_if_match(key, data, version)
+        next_one = ledger(store, "c")
+        base.append(next_one.choose(next_one.claim(3, "Own").head).entry)
+        raise Unreachable("no answer")
+
+    store.put_if_match = answer_lost
+    assert late.adopt(taken) == Fenced(3)
+    assert late.sweep(taken.head) == 0
+    assert (base[0].attempt, base[0].step) == (1, 20)
+    assert ledger(store, "d").choose(head(store)).entry == base[0]
 
 
 def test_a_head_that_vanished_is_not_written_anew(store):

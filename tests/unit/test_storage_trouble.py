@@ -190,6 +190,23 @@ async def test_an_upload_that_fails_where_the_spec_does_not_point_any_more_is_gi
     assert (await events.next(ShardUploaded)).step == 7
 
 
+async def test_an_upload_that_fails_after_another_attempt_has_begun_is_given_up(at_work, tmp_path):
+    """Nobody would adopt it, and its trouble would be taken for the next attempt's."""
+
+    class Away(MemoryStore):
+        def upload_file(self, key, path):
+            raise Unreachable("put: no answer")
+
+    events, store = _Events(), Away()
+    uploader = Uploader(0, lambda: store, events.post, lambda _: None)
+    at_work(uploader.run())
+    uploader.add(saved_on_disk(tmp_path, 2))
+    assert (await events.next(StorageTrouble)).problem.reason == "StorageUnreachable"
+    await uploader.begins(2, None)
+    assert (await events.next(UploadAbandoned)).step == 2
+    assert (await events.next(StorageTrouble)).problem is None
+
+
 async def test_an_upload_that_outlasts_its_attempt_takes_no_files_from_the_next(at_work, tmp_path):
     """The next one has begun with those of the step before."""
     events, begun, hold = _Events(), threading.Event(), threading.Event()

@@ -203,7 +203,7 @@ def _while_held(
         return Hold(held(snapshot, members, next_attempt(snapshot)), why, found)
     if filled != current or found is not None:
         return Hold(filled, "agents take their places", found)
-    waiting = _waits_for(members, current)
+    waiting = _waits_for(snapshot, members, current)
     if waiting:
         return Stay(waiting)
     leader = members[current.leader.index].report
@@ -290,12 +290,15 @@ def _took_part(member: MemberView) -> bool:
     return report is not None and report.incarnation == member.last_incarnation and report.attempt > 0
 
 
-def _waits_for(members: tuple[MemberView, ...], current: Assignment) -> str:
+def _waits_for(snapshot: Snapshot, members: tuple[MemberView, ...], current: Assignment) -> str:
     absent = [members[p.index] for p in current.members if not p.boot_id or not members[p.index].live]
     if absent:
         return f"waiting for the agents of {_listing([m.pod_name or f'member {m.index}' for m in absent])}"
     reports = {p.index: members[p.index].report for p in current.members}
-    troubled = [i for i, r in reports.items() if r is not None and r.problem is not None]
+    troubled = [
+        i for i, r in reports.items()
+        if r is not None and r.problem is not None and not storage_reach.is_passed_over(snapshot, members[i])
+    ]  # fmt: skip
     if troubled:
         return f"members {_listing([str(i) for i in troubled])} can't go on"
     busy = [i for i, r in reports.items() if r is None or r.attempt != current.attempt or r.state != "idle"]

@@ -266,8 +266,8 @@ def _counted(
             if user_error.is_repeated(last, judged) and len(where) == 1:
                 why = "the same exception twice at the same iteration: elsewhere it shows whether it is the node's"
                 status = avoidance.kept_away_from(status, found.node, 2, why, ttl=ttl, now=now)
-            if storage_reach.is_of_the_node(last, found, signs, snapshot, members):
-                why = "its workers could not read from S3 twice in a row, and the leader elsewhere could"
+            if storage_reach.is_of_the_node(snapshot, members, found, where):
+                why = storage_reach.reason(found.member)
                 status = avoidance.kept_away_from(status, found.node, 2, why, ttl=ttl, now=now)
             return status, Ended(judged, signs)
         case Hold(found=Failure() as found):

@@ -110,6 +110,8 @@ class LeaseView:
     unheard: float = 0.0
     """Seconds since the assignment's relay last heard this agent, as far as this operator knows; of one that it hears,
     those since the relay's own renewal."""
+    troubled_for: float = 0.0
+    """Seconds for which this operator has seen the report tell of the problem that it tells of, by its reason."""
     witnessed: bool = True
     """It has seen such a change since it can see: what stands there was not written before an outage."""
 

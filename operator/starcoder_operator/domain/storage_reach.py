@@ -9,38 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from starcoder_operator.api.v1alpha1 import LastFailure
 from starcoder_trainer.contract.assignment import Member
 
+from .avoidance import WINDOW
 from .elasticity import pool_size
 from .failure import Cause, Failure
 from .members import MemberView
-from .snapshot import Snapshot
+from .snapshot import Snapshot, own_assignment
+from .timestamps import is_before, seconds_between
 
-LEADER_PATIENCE = 60.0
-"""Seconds for which a leader may be without S3: most outages are over sooner, and each change is another attempt."""
+PATIENCE = 60.0
+"""Seconds for which a member of a held attempt may be without S3: most outages are over sooner, and each change of the
+leader is another attempt."""
 
 
 def next_leader(snapshot: Snapshot, members: tuple[MemberView, ...]) -> MemberView | None:
     """Who is to lead the next attempt instead of this one; None while the leader is to go on, or nobody else can."""
-    if until_next(snapshot, members) != 0.0:
+    current = own_assignment(snapshot)
+    if current is None or current.phase != "hold":
         return None
-    assert snapshot.assignment is not None
-    leader = snapshot.assignment.assignment.leader.index
-    return min(_others(snapshot, members), key=lambda m: (m.index < leader, m.index))
-
-
-def until_next(snapshot: Snapshot, members: tuple[MemberView, ...]) -> float | None:
-    """Seconds until another member tries; None where that is not to come."""
-    view = snapshot.assignment
-    if view is None or view.assignment.phase != "hold" or not _others(snapshot, members):
+    leader = members[current.leader.index]
+    said = leader.report
+    if said is None or said.attempt != current.attempt or said.offer is not None or _left(leader) != 0.0:
         return None
-    report = members[view.assignment.leader.index].report
-    if report is None or report.attempt != view.assignment.attempt or report.offer is not None:
-        return None
-    if report.problem is None or report.problem.reason != "StorageUnreachable":
-        return None
-    return max(0.0, LEADER_PATIENCE - view.phase_for)
+    others = [m for m in members[: pool_size(snapshot.spec)] if m.index != leader.index and m.fit]
+    return min(others, key=lambda m: (m.index < leader.index, m.index), default=None)
 
 
 def led_by(leader: int, places: Iterable[Member]) -> list[Member]:
@@ -50,31 +43,52 @@ def led_by(leader: int, places: Iterable[Member]) -> list[Member]:
     return [Member(leader), *(first if place.index == leader else place for place in places[1:])]
 
 
-def is_of_the_node(
-    last: LastFailure | None,
-    found: Failure,
-    signs: Iterable[Failure],
-    snapshot: Snapshot,
-    members: tuple[MemberView, ...],
-) -> bool:
+def is_passed_over(snapshot: Snapshot, member: MemberView) -> bool:
+    """A held attempt waits no longer for this member to reach S3: the leader has, and what an upload of an attempt that
+    is over tells is nobody's concern. Where the member's node is at fault, its workers will show it."""
+    current = own_assignment(snapshot)
+    leader = next((x.report for x in snapshot.leases if current and x.member == current.leader.index), None)
+    return leader is not None and leader.offer is not None and _left(member) == 0.0
+
+
+def until_next(snapshot: Snapshot, members: tuple[MemberView, ...]) -> float | None:
+    """Seconds until a held attempt waits for a member no longer; None where that is not to come."""
+    current = own_assignment(snapshot)
+    if current is None or current.phase != "hold":
+        return None
+    left = (_left(members[place.index]) for place in current.members if place.index < len(members))
+    return min((seconds for seconds in left if seconds), default=None)
+
+
+def is_of_the_node(snapshot: Snapshot, members: tuple[MemberView, ...], found: Failure, where: tuple[str, ...]) -> bool:
     """Two attempts in a row ended because workers on this node alone could not read from S3, and it is not that of the
-    leader, who could.
+    leader, who could. Nothing was verified between, and the member has not been moved for it already: then it is what
+    its ranks read, and not where.
 
     Args:
-        last: the failure before, as the status has it.
+        snapshot: its status is as it was before.
         found: what ended this attempt.
-        signs: all that members showed of it.
+        where: all nodes on which the same was seen.
     """
-    if found.cause is not Cause.STORAGE or not found.node or snapshot.assignment is None:
+    current, status = own_assignment(snapshot), snapshot.status
+    last, newest = status.last_failure, status.checkpoint
+    if found.cause is not Cause.STORAGE or where != (found.node,) or current is None or last is None:
         return False
-    leader = members[snapshot.assignment.assignment.leader.index]
-    where = {found.node} | {s.node for s in signs if s.cause is Cause.STORAGE}
-    again = last is not None and last.cause == Cause.STORAGE and last.node == found.node
-    return again and where == {found.node} and bool(leader.node) and leader.node != found.node
+    leader = members[current.leader.index].node
+    again = last.cause == Cause.STORAGE and last.nodes == where and seconds_between(last.at, snapshot.now) < WINDOW
+    passed = newest is not None and is_before(last.at, newest.committed_at)
+    moved = any(entry.reason == reason(found.member) for entry in status.avoided_nodes)
+    return again and not passed and not moved and leader not in ("", found.node)
 
 
-def _others(snapshot: Snapshot, members: tuple[MemberView, ...]) -> list[MemberView]:
-    """Members that could lead, whether they take part or stand by."""
-    assert snapshot.assignment is not None
-    leader = snapshot.assignment.assignment.leader.index
-    return [m for m in members[: pool_size(snapshot.spec)] if m.index != leader and m.fit]
+def reason(member: int) -> str:
+    """Why its node is avoided."""
+    return f"workers of member {member} could not read from S3 twice in a row, and the leader elsewhere could"
+
+
+def _left(member: MemberView) -> float | None:
+    """Seconds for which it is waited for S3 to be reached from there; None where that is not its problem."""
+    report, lease = member.report, member.lease
+    if report is None or lease is None or report.problem is None or report.problem.reason != "StorageUnreachable":
+        return None
+    return max(0.0, PATIENCE - lease.troubled_for)

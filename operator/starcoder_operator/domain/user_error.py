@@ -19,8 +19,15 @@ MOST_NODES = 8
 
 def nodes_of(found: Failure, signs: Iterable[Failure]) -> tuple[str, ...]:
     """Where the same failure was seen in one attempt, lowest members first."""
-    same = [found, *(s for s in signs if found.fingerprint and s.fingerprint == found.fingerprint)]
+    same = [found, *(s for s in signs if _is_same(s, found))]
     return tuple(dict.fromkeys(s.node for s in same if s.node))[:MOST_NODES]
+
+
+def _is_same(sign: Failure, found: Failure) -> bool:
+    """One exception of the code, or one service that does not answer."""
+    if found.cause is Cause.STORAGE:
+        return sign.cause is Cause.STORAGE
+    return found.fingerprint != "" and sign.fingerprint == found.fingerprint
 
 
 def is_repeated(last: LastFailure | None, found: Failure) -> bool:

@@ -163,11 +163,14 @@ class Ledger:
         self._bases[head.attempt] = -1
         return Chosen(None)
 
-    def adopt(self, claimed: Claimed) -> Head:
+    def adopt(self, claimed: Claimed) -> Head | Fenced:
         """Commits the newest complete set that the attempt before uploaded and did not live to commit.
 
         Only the attempt that HEAD was taken from is looked at: its successors are the only ones that may delete its
         files, and they come after us.
+
+        Returns:
+            HEAD as it is then; Fenced where another attempt has claimed it meanwhile.
         """
         head, attempt = claimed.head, claimed.previous_attempt
         newest = head.newest.step if head.newest else -1
@@ -181,8 +184,13 @@ class Ledger:
                 log.info("not adopted: %s", e)
                 continue
             with self._lock:
-                outcome = self._update(partial(self._listed, attempt=head.attempt, entry=entry, base=entry.step))
-            return outcome if isinstance(outcome, Head) else head
+                listed = partial(self._listed, attempt=head.attempt, entry=entry, base=entry.step)
+                outcome: Head | Committed | Fenced = self._update(listed)
+                if isinstance(outcome, Committed):
+                    # Listed by a write whose answer was lost, and another attempt may have followed.
+                    now = self._must_read()
+                    return now if self._owns(now, head.attempt) else Fenced(now.attempt)
+            return outcome
         return head
 
     def shards(self, attempt: int, step: int) -> int:
@@ -241,8 +249,14 @@ class Ledger:
     def sweep(self, head: Head) -> int:
         """Deletes what attempts before `head.attempt` left and HEAD does not list; number of folders.
 
-        Nobody can commit it any more: they are fenced, and a later claimer adopts only from this attempt on.
+        Nobody can commit it any more: they are fenced, and a later claimer adopts only from this attempt on. Nothing is
+        deleted once HEAD belongs to another: it may list more by then than `head`.
         """
+        with self._lock:
+            now = self._must_read()
+        if not self._owns(now, head.attempt):
+            return 0
+        head = now
         listed = {(e.attempt, e.step) for e in head.entries}
         left = {f for f in self._folders("a") if f[0] < head.attempt and f not in listed}
         for attempt, step in sorted(left):

@@ -176,7 +176,7 @@ class Machine:
                 out += self._observed(event)
             case Testified(attempt=attempt) if self._running(attempt):
                 self._testified(event)
-            case Prepared(attempt=attempt) if attempt == self._prepared_for:
+            case Prepared(attempt=attempt) if attempt == self._prepared_for and self._leads(attempt):
                 self._offer, self._verified, self._hindrance = event.offer, event.verified, None
             case PrepareHindered(attempt=attempt) if attempt == self._prepared_for and self._leads(attempt):
                 self._hindrance = event.problem

@@ -131,7 +131,8 @@ class PrepareHindered:
 
     now: float
     attempt: int
-    problem: Problem
+    problem: Problem | None
+    """None: it is mended, and the rest goes on."""
 
 
 @dataclass(frozen=True)

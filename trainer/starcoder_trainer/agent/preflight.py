@@ -63,8 +63,19 @@ def check(config: TrainingConfig, open_store: OpenStore, check_data: CheckData) 
         raise Hindered(problem(e.reason, str(e))) from e
 
 
-def claim(attempt: int, config: TrainingConfig, ledger: Ledger, uri: str, address: str) -> Place:
+def claim(
+    attempt: int,
+    config: TrainingConfig,
+    ledger: Ledger,
+    uri: str,
+    address: str,
+    *,
+    answered: Callable[[], None] = lambda: None,
+) -> Place:
     """Claims HEAD, adopts what the attempt before left whole, chooses the checkpoint, binds the port.
+
+    Args:
+        answered: told when HEAD is ours, so that the store is there; what comes then can take long.
 
     Raises:
         Hindered: storage, another run's HEAD, or no intact checkpoint.
@@ -77,8 +88,11 @@ def claim(attempt: int, config: TrainingConfig, ledger: Ledger, uri: str, addres
             case Foreign(message=message):
                 raise Hindered(problem("CheckpointForeign", message))
             case Claimed() as claimed:
-                head = ledger.adopt(claimed)
-                chosen = ledger.choose(head)
+                answered()
+                adopted = ledger.adopt(claimed)
+                if isinstance(adopted, Fenced):
+                    raise FencedByHead(adopted.by)
+                head, chosen = adopted, ledger.choose(adopted)
     except StorageError as e:
         raise Hindered(storage_problem(e)) from e
     except CheckpointLost as e:

@@ -213,13 +213,24 @@ class Supervisor:
 
     async def _prepare(self, attempt: int, config: TrainingConfig) -> None:
         """Tries until it succeeds, is fenced, or a higher attempt is formed, which another may lead."""
+
+        told = False
+
+        def answered() -> None:
+            nonlocal told
+            if not told:  # once: where reads fail again and again, what is told does not change to and fro
+                self.post(messages.PrepareHindered(self._clock(), attempt, None))
+            told = True
+
         while self._newest <= attempt:
             try:
                 if self._checked != config:
                     await asyncio.to_thread(preflight.check, config, self._open, self._around.check_data)
                     self._checked = config
                 ledger, store = self._ledger(), self._checkpoints()
-                place = await asyncio.to_thread(preflight.claim, attempt, config, ledger, store.uri, self._me.address)
+                place = await asyncio.to_thread(
+                    preflight.claim, attempt, config, ledger, store.uri, self._me.address, answered=answered
+                )
             except preflight.Hindered as e:
                 log.warning("%s: %s", e.problem.reason, e.problem.message)
                 self.post(messages.PrepareHindered(self._clock(), attempt, e.problem))

@@ -216,6 +216,14 @@ class Uploader:
         if before is not None:
             await asyncio.to_thread(delete_local, before)
 
+    def _in_vain(self, waiting: Waiting) -> str:
+        """Why a failed upload is not tried again; empty where it is."""
+        if waiting.store is not self._store():
+            return "checkpoints go elsewhere since the spec was changed"
+        if waiting.job.attempt < self._attempt:
+            return f"attempt {self._attempt} has begun, from another checkpoint"
+        return ""
+
     async def _upload(self, waiting: Waiting) -> None:
         job, pause, troubled, begun = waiting.job, FIRST_PAUSE_SECONDS, False, self._clock()
         sent: dict[str, FileRecord] = {}
@@ -224,8 +232,9 @@ class Uploader:
                 shard = await asyncio.to_thread(upload_shard, waiting.store, self._member, job, sent)
             except StorageError as e:
                 log.warning("upload of step %d: %s", job.step, e)
-                if waiting.store is not self._store():
-                    self._give_up(job, "checkpoints go elsewhere since the spec was changed")
+                vain = self._in_vain(waiting)
+                if vain:
+                    self._give_up(job, vain)
                     if troubled:
                         self._post(StorageTrouble(self._clock(), None))
                     return
