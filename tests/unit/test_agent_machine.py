@@ -72,6 +72,11 @@ def test_a_late_answer_of_who_leads_no_more_is_not_taken_for_what_is_verified():
     assert (agent.said.offer, agent.said.verified) == (None, None)
 
 
+def test_what_a_leader_prepared_counts_though_an_older_look_of_the_assignment_comes_late():
+    agent = Agent(0).ready().assigned(1, "hold").assigned(1, "hold", listed=False).tell(m.Prepared, 1, OFFER, None)
+    assert agent.assigned(1, "hold").said.offer == OFFER
+
+
 def test_a_hindrance_of_who_leads_no_more_hinders_nobody():
     found = Problem("StorageUnreachable", "no answer")
     agent = Agent(0).ready().assigned(1, "hold").tell(m.PrepareHindered, 1, found)

@@ -176,9 +176,9 @@ class Machine:
                 out += self._observed(event)
             case Testified(attempt=attempt) if self._running(attempt):
                 self._testified(event)
-            case Prepared(attempt=attempt) if attempt == self._prepared_for and self._leads(attempt):
+            case Prepared(attempt=attempt) if self._prepares(attempt):
                 self._offer, self._verified, self._hindrance = event.offer, event.verified, None
-            case PrepareHindered(attempt=attempt) if attempt == self._prepared_for and self._leads(attempt):
+            case PrepareHindered(attempt=attempt) if self._prepares(attempt):
                 self._hindrance = event.problem
             case FencedOut(attempt=attempt) if self._assignment and attempt == self._assignment.attempt:
                 self._fenced(attempt, event.by)
@@ -501,6 +501,11 @@ class Machine:
 
     def _running(self, attempt: int) -> bool:
         return self._workers is not None and self._workers.attempt == attempt and not self._workers.stopping
+
+    def _prepares(self, attempt: int) -> bool:
+        """Its answer is waited for. An older look of the assignment, in which it does not lead yet, may come late."""
+        current = self._assignment
+        return current is not None and current.attempt == attempt == self._prepared_for
 
     def _leads(self, attempt: int) -> bool:
         assignment = self._assignment
