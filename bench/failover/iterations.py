@@ -34,6 +34,11 @@ def read(log: str) -> list[Logged]:
     return found
 
 
+def newest(logs: Iterable[list[Logged]]) -> int:
+    """The last iteration that was done, as the log of any Pod tells; 0 where none does."""
+    return max((entry.iteration for log in logs for entry in log if not entry.begins), default=0)
+
+
 @dataclass(frozen=True)
 class Resumption:
     at: float

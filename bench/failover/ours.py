@@ -10,9 +10,9 @@ from typing import Any
 from devcluster.cluster import Cluster
 from examples.demo import stages
 from starcoder_trainer.contract import names
-from tests.support.cluster import Document, Run, manifest
+from tests.support.cluster import Document, Run, manifest, until
 
-from .iterations import Resumption, read, resumption
+from .iterations import Logged, Resumption, newest, read, resumption
 
 EVERY = 50
 """Iterations between checkpoints."""
@@ -89,9 +89,12 @@ def start(cluster: Cluster, name: str, **changes: Any) -> Run:
 
 
 def trial(run: Run, fault: Fault, number: int) -> Trial:
-    """One fault to a run that is whole (`whole`); those of all trials fall evenly between two checkpoints."""
+    """One fault to a run that is whole (`whole`); those of all trials fall evenly between two checkpoints.
+
+    The logs tell how far it is: the status is written every few seconds, in which a tiny model does half an interval.
+    """
     at = run.status["checkpoint"]["iteration"] + int(EVERY * (number * GOLDEN % 1))
-    run.until(lambda s: s["iteration"] >= at, f"iteration {at} is done")
+    until(lambda: newest(_logs(run)) >= at, f"iteration {at} is done")
     before, attack = run.status, fault(run, number)
     began = time.time()
     attack.do()
@@ -103,11 +106,11 @@ def trial(run: Run, fault: Fault, number: int) -> Trial:
         return Trial(GIVE_UP, censored=True)
 
     def told(status: Document) -> bool:
-        newest = (status.get("recoveries") or [{}])[-1]
-        return newest.get("toAttempt", 0) > before["attempt"] and "total" in newest
+        last = (status.get("recoveries") or [{}])[-1]
+        return last.get("toAttempt", 0) > before["attempt"] and "total" in last
 
-    newest = run.until(told, "the recovery is told")["recoveries"][-1]
-    return Trial(found.at - began, found.iterations_again, newest["seconds"])
+    record = run.until(told, "the recovery is told")["recoveries"][-1]
+    return Trial(found.at - began, found.iterations_again, record["seconds"])
 
 
 def whole(run: Run) -> None:
@@ -134,15 +137,14 @@ def whole(run: Run) -> None:
 def _wait(run: Run, fault: float) -> Resumption | None:
     end = time.monotonic() + GIVE_UP
     while time.monotonic() < end:
-        # Logs of a Pod on a dead node can't be read; those that train again can.
-        pods = [p["metadata"]["name"] for p in run.pods() if p["status"]["phase"] == "Running"]
-        logs = [
-            run.kubectl(
-                "logs", pod, "-c", names.CONTAINER_WORKER, "--timestamps", "--tail=400", check=False, timeout=20
-            )
-            for pod in pods
-        ]
-        if found := resumption((read(log) for log in logs), fault):
+        if found := resumption(_logs(run), fault):
             return found
         time.sleep(1)
     return None
+
+
+def _logs(run: Run) -> list[list[Logged]]:
+    """Of Pods on dead nodes none can be read; of those that train again they can."""
+    pods = [p["metadata"]["name"] for p in run.pods() if p["status"]["phase"] == "Running"]
+    how = ("-c", names.CONTAINER_WORKER, "--timestamps", "--tail=400")
+    return [read(run.kubectl("logs", pod, *how, check=False, timeout=20)) for pod in pods]

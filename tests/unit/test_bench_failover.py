@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from bench.failover.iterations import Resumption, read, resumption
+from bench.failover.iterations import Resumption, newest, read, resumption
 from bench.line import Baseline, Sample, line
 
 
@@ -29,6 +29,12 @@ def test_a_resumption_is_the_first_iteration_after_the_workers_began_again() -> 
     )
     replacement = read(log((15, begins(50)), (17, done(51))))
     assert resumption([survivor, replacement], FAULT) == Resumption(FAULT + 7.5, 8)
+
+
+def test_how_far_it_is_the_pod_that_was_read_last_tells() -> None:
+    logs = [read(log((1, begins(50)), (8, done(57)))), read(log((1, begins(50)), (9, done(58)))), []]
+    assert newest(logs) == 58
+    assert newest([read(log((1, begins(50))))]) == 0
 
 
 def test_iterations_that_were_on_their_way_are_no_resumption() -> None:
