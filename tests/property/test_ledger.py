@@ -88,7 +88,7 @@ class LedgerMachine(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.claimed)))
         head = self.head()
         if (head.attempt, head.holder) == (self.claimed[name], name):
-            self.holders[name].sweep(head)
+            self.holders[name].sweep(head.attempt)
 
     @invariant()
     def a_verified_entry_vanishes_only_by_retention(self):

@@ -135,7 +135,13 @@ def the_assignment_is_overwritten_whatever_it_is_by_now() -> AbstractContextMana
 
 def all_that_head_does_not_list_last_is_swept() -> AbstractContextManager[Any]:
     def made(sweep: Any) -> Any:
-        return lambda self, head: sweep(self, replace(head, entries=head.entries[-1:]))
+        def short_sighted(self: Any, attempt: int) -> Any:
+            head = self._must_read()
+            shortened = replace(head, entries=head.entries[-1:])
+            with mock.patch.object(self, "_must_read", return_value=shortened):
+                return sweep(self, attempt)
+
+        return short_sighted
 
     return slip(ledger.Ledger, "sweep", made)
 

@@ -72,6 +72,15 @@ def test_a_late_answer_of_who_leads_no_more_is_not_taken_for_what_is_verified():
     assert (agent.said.offer, agent.said.verified) == (None, None)
 
 
+def test_a_leader_that_prepares_tells_nothing_of_what_uploads_of_before_meet():
+    found = Problem("StorageUnreachable", "no answer")
+    for place in (0, 1):
+        agent = Agent(place).training(1).tell(m.StorageTrouble, found)
+        assert agent.said.problem == found
+        agent.assigned(2, "hold")
+        assert agent.said.problem == (None if place == 0 else found)
+
+
 def test_what_a_leader_prepared_counts_though_an_older_look_of_the_assignment_comes_late():
     agent = Agent(0).ready().assigned(1, "hold").assigned(1, "hold", listed=False).tell(m.Prepared, 1, OFFER, None)
     assert agent.assigned(1, "hold").said.offer == OFFER

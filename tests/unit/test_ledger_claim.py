@@ -40,6 +40,14 @@ def test_a_leader_tells_that_the_store_answers_when_head_is_its_own_and_not_befo
     assert told == [2]
 
 
+def test_head_that_somebody_put_back_meanwhile_is_claimed_again(store, monkeypatch):
+    mine, answers = ledger(store, "a"), [Fenced(1)]
+    adopt = mine.adopt
+    monkeypatch.setattr(mine, "adopt", lambda claimed: answers.pop() if answers else adopt(claimed))
+    preflight.claim(2, training_config(), mine, store.uri, "127.0.0.1").listener.close()
+    assert (answers, head(store).attempt) == ([], 2)
+
+
 def test_the_first_claim_makes_head_without_entries(store):
     store.put("unrelated.txt", b"")
     claimed = ledger(store, "a").claim(1, "Own")

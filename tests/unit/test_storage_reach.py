@@ -70,6 +70,19 @@ def test_an_upload_that_one_node_can_not_end_holds_up_no_attempt() -> None:
     assert run.at_work[0] == 1
 
 
+def test_uploads_that_no_node_can_end_cost_no_more_attempts_than_others_do_and_hold_up_none() -> None:
+    """An outage meets uploads on all nodes, and their trouble outlasts it: the next try of a large one takes long."""
+    run = make_run().workers(3).spares(1).on_nodes(5).with_spec(training__iterations=100_000).training()
+    for member in range(4):
+        trouble = Problem("StorageUnreachable", "no answer from the endpoint")
+        run.pod(member).agent.tell(m.StorageTrouble(run.cluster.world.now, trouble))
+    run.until_quiet(2 * int(PATIENCE)).hindered("StorageUnreachable").worker_fails(1).until(lambda s: s.attempt == 2)
+    run.until_quiet(5 * int(PATIENCE))
+    assert run.status.attempt <= 2 + 5
+    run.mended().training()
+    assert run.status.restarts.total == 1
+
+
 def test_a_leader_s_patience_begins_with_its_trouble() -> None:
     run = placed(make_run().workers(2)).hindered("DataNotFound").until_quiet(5 * int(PATIENCE))
     assert run.status.attempt == 1

@@ -30,10 +30,10 @@ def next_leader(snapshot: Snapshot, members: tuple[MemberView, ...]) -> MemberVi
         return None
     leader = members[current.leader.index]
     said = leader.report
-    if said is None or said.attempt != current.attempt or said.offer is not None or _left(leader) != 0.0:
+    if said is None or said.attempt != current.attempt or said.offer is not None or _left(snapshot, leader) != 0.0:
         return None
     others = [m for m in members[: pool_size(snapshot.spec)] if m.index != leader.index and m.fit]
-    return min(others, key=lambda m: (m.index < leader.index, m.index), default=None)
+    return min(others, key=lambda m: (_left(snapshot, m) is not None, m.index < leader.index, m.index), default=None)
 
 
 def led_by(leader: int, places: Iterable[Member]) -> list[Member]:
@@ -48,7 +48,7 @@ def is_passed_over(snapshot: Snapshot, member: MemberView) -> bool:
     is over tells is nobody's concern. Where the member's node is at fault, its workers will show it."""
     current = own_assignment(snapshot)
     leader = next((x.report for x in snapshot.leases if current and x.member == current.leader.index), None)
-    return leader is not None and leader.offer is not None and _left(member) == 0.0
+    return leader is not None and leader.offer is not None and _left(snapshot, member) == 0.0
 
 
 def until_next(snapshot: Snapshot, members: tuple[MemberView, ...]) -> float | None:
@@ -56,7 +56,7 @@ def until_next(snapshot: Snapshot, members: tuple[MemberView, ...]) -> float | N
     current = own_assignment(snapshot)
     if current is None or current.phase != "hold":
         return None
-    left = (_left(members[place.index]) for place in current.members if place.index < len(members))
+    left = (_left(snapshot, members[place.index]) for place in current.members if place.index < len(members))
     return min((seconds for seconds in left if seconds), default=None)
 
 
@@ -86,9 +86,10 @@ def reason(member: int) -> str:
     return f"workers of member {member} could not read from S3 twice in a row, and the leader elsewhere could"
 
 
-def _left(member: MemberView) -> float | None:
-    """Seconds for which it is waited for S3 to be reached from there; None where that is not its problem."""
+def _left(snapshot: Snapshot, member: MemberView) -> float | None:
+    """Seconds for which the attempt waits for S3 to be reached from there; None where that is not its problem."""
     report, lease = member.report, member.lease
     if report is None or lease is None or report.problem is None or report.problem.reason != "StorageUnreachable":
         return None
-    return max(0.0, PATIENCE - lease.troubled_for)
+    held_for = snapshot.assignment.phase_for if snapshot.assignment is not None else 0.0
+    return max(0.0, PATIENCE - min(lease.troubled_for, held_for))

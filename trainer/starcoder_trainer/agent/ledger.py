@@ -246,21 +246,24 @@ class Ledger:
         for old in dropped:
             self._delete_folder(old.attempt, old.step)
 
-    def sweep(self, head: Head) -> int:
-        """Deletes what attempts before `head.attempt` left and HEAD does not list; number of folders.
+    def sweep(self, attempt: int) -> int:
+        """Deletes what attempts before `attempt` left and HEAD does not list; number of folders.
 
         Nobody can commit it any more: they are fenced, and a later claimer adopts only from this attempt on. Nothing is
-        deleted once HEAD belongs to another: it may list more by then than `head`.
+        deleted once HEAD belongs to another.
+
+        Raises:
+            CheckpointLost: HEAD is gone or unreadable.
+            StorageError: something could not be read.
         """
         with self._lock:
-            now = self._must_read()
-        if not self._owns(now, head.attempt):
+            head = self._must_read()
+        if not self._owns(head, attempt):
             return 0
-        head = now
         listed = {(e.attempt, e.step) for e in head.entries}
         left = {f for f in self._folders("a") if f[0] < head.attempt and f not in listed}
-        for attempt, step in sorted(left):
-            self._delete_folder(attempt, step)
+        for folder in sorted(left):
+            self._delete_folder(*folder)
         return len(left)
 
     def _owns(self, head: Head, attempt: int) -> bool:

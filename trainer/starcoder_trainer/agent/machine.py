@@ -136,9 +136,17 @@ class Machine:
             offer=self._offer if holding else None,
             verified=self._verified,
             failure=self._failure,
-            problem=self._problem or self._hindrance or self._storage_problem,
+            problem=self._problem or self._hindrance or self._trouble,
             fenced_by=self._fenced_by,
         )
+
+    @property
+    def _trouble(self) -> Problem | None:
+        """What uploads and commits meet. A leader that prepares asks S3 itself, and knows better than what is left of
+        an attempt that is over."""
+        assignment = self._assignment
+        prepares = assignment is not None and assignment.phase == "hold" and self._leads(assignment.attempt)
+        return None if prepares else self._storage_problem
 
     @property
     def watched(self) -> tuple[int, frozenset[int]] | None:

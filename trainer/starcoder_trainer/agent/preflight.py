@@ -90,6 +90,8 @@ def claim(
             case Claimed() as claimed:
                 answered()
                 adopted = ledger.adopt(claimed)
+                if isinstance(adopted, Fenced) and adopted.by < attempt:  # somebody has put HEAD back
+                    return claim(attempt, config, ledger, uri, address, answered=answered)
                 if isinstance(adopted, Fenced):
                     raise FencedByHead(adopted.by)
                 head, chosen = adopted, ledger.choose(adopted)

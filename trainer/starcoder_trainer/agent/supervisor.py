@@ -18,7 +18,7 @@ from typing import Any
 from starcoder_trainer.agent import machine, messages, preflight
 from starcoder_trainer.agent.channel import Channel, NotConnected
 from starcoder_trainer.agent.committer import Committer
-from starcoder_trainer.agent.ledger import Claimed, Ledger
+from starcoder_trainer.agent.ledger import CheckpointLost, Claimed, Ledger
 from starcoder_trainer.agent.metrics import Metrics
 from starcoder_trainer.agent.observer import Observer
 from starcoder_trainer.agent.upload import Uploader, Uploads, delete_leftovers
@@ -192,6 +192,7 @@ class Supervisor:
         """Half-written steps of workers that were killed go; what is being uploaded stays, as does what these start
         from."""
         await self._uploader.begins(start.attempt, start.checkpoint)
+        self._committer.forget_before(start.attempt)
         source = start.checkpoint
         self._ranks |= set(start.ranks)
 
@@ -227,6 +228,8 @@ class Supervisor:
                 if self._checked != config:
                     await asyncio.to_thread(preflight.check, config, self._open, self._around.check_data)
                     self._checked = config
+                    if self._newest > attempt:  # what follows would be another's to adopt
+                        return
                 ledger, store = self._ledger(), self._checkpoints()
                 place = await asyncio.to_thread(
                     preflight.claim, attempt, config, ledger, store.uri, self._me.address, answered=answered
@@ -248,9 +251,9 @@ class Supervisor:
 
     async def _sweep(self, ledger: Ledger, claimed: Claimed) -> None:
         try:
-            if swept := await asyncio.to_thread(ledger.sweep, claimed.head):
+            if swept := await asyncio.to_thread(ledger.sweep, claimed.head.attempt):
                 log.info("deleted %d unfinished checkpoints of older attempts", swept)
-        except StorageError as e:
+        except (StorageError, CheckpointLost) as e:
             log.warning("not swept: %s", e)
 
     async def _tick(self) -> None:
