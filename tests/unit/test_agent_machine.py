@@ -72,13 +72,20 @@ def test_a_late_answer_of_who_leads_no_more_is_not_taken_for_what_is_verified():
     assert (agent.said.offer, agent.said.verified) == (None, None)
 
 
-def test_a_leader_that_prepares_tells_nothing_of_what_uploads_of_before_meet():
+def test_a_leader_that_has_asked_s3_itself_tells_nothing_of_what_uploads_of_before_meet():
     found = Problem("StorageUnreachable", "no answer")
-    for place in (0, 1):
-        agent = Agent(place).training(1).tell(m.StorageTrouble, found)
-        assert agent.said.problem == found
-        agent.assigned(2, "hold")
-        assert agent.said.problem == (None if place == 0 else found)
+    agent = Agent(0).training(1).tell(m.StorageTrouble, found).assigned(2, "hold").tell(m.WorkersStopped)
+    assert agent.said.problem == found, "it has not asked yet"
+    assert agent.tell(m.PrepareHindered, 2, None).said.problem is None
+    agent.tell(m.Prepared, 2, OFFER, None)
+    assert (agent.said.offer, agent.said.problem) == (OFFER, None)
+    assert agent.assigned(2, "run").said.problem == found, "while training it is told"
+
+
+def test_who_does_not_lead_tells_of_its_uploads_also_while_an_attempt_is_held():
+    found = Problem("StorageUnreachable", "no answer")
+    agent = Agent(1).training(1).tell(m.StorageTrouble, found).assigned(2, "hold")
+    assert agent.said.problem == found
 
 
 def test_what_a_leader_prepared_counts_though_an_older_look_of_the_assignment_comes_late():

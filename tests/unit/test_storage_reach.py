@@ -44,6 +44,15 @@ def test_where_two_nodes_are_without_s3_all_members_have_their_turn() -> None:
     assert run.status.attempt == 3
 
 
+def test_an_upload_that_is_tried_again_keeps_nobody_from_its_turn() -> None:
+    """Those that have nothing to upload tell of no trouble, and may be without S3 all the same."""
+    run = placed(make_run().workers(3).on_nodes(4))
+    trouble = Problem("StorageUnreachable", "no answer from the endpoint")
+    run.pod(2).agent.tell(m.StorageTrouble(run.cluster.world.now, trouble))
+    run.without_storage(run.pod(0).view.node, run.pod(1).view.node).training()
+    assert run.at_work[0] == 2
+
+
 def test_while_s3_is_away_for_all_no_attempt_is_counted_and_it_trains_as_soon_as_it_is_back() -> None:
     run = make_run().workers(2).hindered("StorageUnreachable").until_quiet(10 * int(PATIENCE))
     assert run.status.restarts.total == 0

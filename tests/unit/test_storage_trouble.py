@@ -1,5 +1,5 @@
-"""A trouble with the storage that an agent reports is taken back once nothing is tried in vain any more: no attempt
-forms over a problem."""
+"""A trouble with the storage that an agent reports is taken back once nothing is tried in vain any more: an attempt
+waits for it before it forms."""
 
 import asyncio
 import shutil
@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from starcoder_trainer.agent.committer import Committer
+from starcoder_trainer.agent.ledger import Fenced, Ledger
 from starcoder_trainer.agent.messages import (
     CheckpointRefused,
     CheckpointVerified,
@@ -23,7 +24,7 @@ from starcoder_trainer.contract.ledger import RankManifest
 from starcoder_trainer.contract.worker import Saved
 from starcoder_trainer.storage.file import FileStore
 from starcoder_trainer.storage.store import Unreachable
-from tests.support.checkpoints import MemoryStore, ledger, save_shard
+from tests.support.checkpoints import RUN, MemoryStore, ledger, save_shard
 
 
 class _Events:
@@ -158,6 +159,32 @@ async def test_a_commit_is_told_before_what_it_drops_is_deleted(at_work):
     assert (await events.next(CheckpointVerified)).verified.checkpoint.step == 8
     assert await asyncio.to_thread(deleting.wait, 60)
     may.set()
+
+
+async def test_a_late_answer_that_an_attempt_is_fenced_leaves_the_next_one_s_steps_alone(at_work):
+    """An enlisting of the attempt before may still be under way when this agent leads again."""
+    events, asked, go_on = _Events(), threading.Event(), threading.Event()
+
+    class Late(Ledger):
+        def enlist(self, attempt, step):
+            if attempt == 1:
+                asked.set()
+                go_on.wait(60)
+                return Fenced(2)
+            return super().enlist(attempt, step)
+
+    store = MemoryStore()
+    mine = Late(store, RUN, "a", 3, pause=lambda seconds: None)
+    mine.claim(2, "Own")
+    for attempt, step in ((1, 4), (2, 8)):
+        save_shard(store, attempt, step)
+    committer = Committer(lambda: mine, lambda: "s3://checkpoints/a", events.post)
+    at_work(committer.run())
+    committer.add(Commit(1, 4, 1))
+    assert await asyncio.to_thread(asked.wait, 60)
+    committer.add(Commit(2, 8, 1))
+    go_on.set()
+    assert (await events.next(CheckpointVerified)).verified.checkpoint.step == 8
 
 
 def saved_on_disk(root, step):

@@ -33,7 +33,7 @@ def next_leader(snapshot: Snapshot, members: tuple[MemberView, ...]) -> MemberVi
     if said is None or said.attempt != current.attempt or said.offer is not None or _left(snapshot, leader) != 0.0:
         return None
     others = [m for m in members[: pool_size(snapshot.spec)] if m.index != leader.index and m.fit]
-    return min(others, key=lambda m: (_left(snapshot, m) is not None, m.index < leader.index, m.index), default=None)
+    return min(others, key=lambda m: (m.index < leader.index, m.index), default=None)
 
 
 def led_by(leader: int, places: Iterable[Member]) -> list[Member]:
@@ -48,7 +48,9 @@ def is_passed_over(snapshot: Snapshot, member: MemberView) -> bool:
     is over tells is nobody's concern. Where the member's node is at fault, its workers will show it."""
     current = own_assignment(snapshot)
     leader = next((x.report for x in snapshot.leases if current and x.member == current.leader.index), None)
-    return leader is not None and leader.offer is not None and _left(snapshot, member) == 0.0
+    if current is None or leader is None or leader.attempt != current.attempt or leader.offer is None:
+        return False
+    return _left(snapshot, member) == 0.0
 
 
 def until_next(snapshot: Snapshot, members: tuple[MemberView, ...]) -> float | None:

@@ -120,6 +120,6 @@ class Committer:
                 self._post(CheckpointVerified(self._clock(), job.attempt, verified(entry, self._uri())))
                 await asyncio.to_thread(ledger.discard, dropped)
             case Fenced(by):
-                self._waiting.clear()
+                self.forget_before(job.attempt + 1)  # a later one's steps are its own affair
                 log.warning("fenced by attempt %d", by)
                 self._post(FencedOut(self._clock(), job.attempt, by))

@@ -50,7 +50,8 @@ class Claimed:
 
 @dataclass(frozen=True)
 class Fenced:
-    """HEAD belongs to attempt `by`: a higher one, or the same by another holder. Only one beyond `by` can claim."""
+    """HEAD belongs to attempt `by`: as a rule a higher one, or the same by another holder; a lower one where somebody
+    has put HEAD back. Only one beyond `by` can claim."""
 
     by: int
 
@@ -249,8 +250,8 @@ class Ledger:
     def sweep(self, attempt: int) -> int:
         """Deletes what attempts before `attempt` left and HEAD does not list; number of folders.
 
-        Nobody can commit it any more: they are fenced, and a later claimer adopts only from this attempt on. Nothing is
-        deleted once HEAD belongs to another.
+        Nobody can commit it any more: they are fenced, and a later claimer adopts only from this attempt on. Where HEAD
+        belongs to another by now, nothing is deleted.
 
         Raises:
             CheckpointLost: HEAD is gone or unreadable.

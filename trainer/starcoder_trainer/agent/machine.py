@@ -99,6 +99,8 @@ class Machine:
         self._workers: _Workers | None = None
         self._last_started = 0
         self._prepared_for = 0
+        self._answered_for = 0
+        """Attempt of which a preparation has said how it goes."""
         self._all_finished = False
         """Every local rank of the attempt ended well."""
         self._left_at: int | None = None
@@ -142,11 +144,11 @@ class Machine:
 
     @property
     def _trouble(self) -> Problem | None:
-        """What uploads and commits meet. A leader that prepares asks S3 itself, and knows better than what is left of
-        an attempt that is over."""
+        """What uploads and commits meet. A leader that has asked S3 itself since its attempt is held knows better than
+        what is left of the one before."""
         assignment = self._assignment
-        prepares = assignment is not None and assignment.phase == "hold" and self._leads(assignment.attempt)
-        return None if prepares else self._storage_problem
+        knows = assignment is not None and assignment.phase == "hold" and assignment.attempt == self._answered_for
+        return None if knows else self._storage_problem
 
     @property
     def watched(self) -> tuple[int, frozenset[int]] | None:
@@ -185,9 +187,10 @@ class Machine:
             case Testified(attempt=attempt) if self._running(attempt):
                 self._testified(event)
             case Prepared(attempt=attempt) if self._prepares(attempt):
+                self._answered_for = attempt
                 self._offer, self._verified, self._hindrance = event.offer, event.verified, None
             case PrepareHindered(attempt=attempt) if self._prepares(attempt):
-                self._hindrance = event.problem
+                self._answered_for, self._hindrance = attempt, event.problem
             case FencedOut(attempt=attempt) if self._assignment and attempt == self._assignment.attempt:
                 self._fenced(attempt, event.by)
             case ShardUploaded(attempt=attempt, step=step):

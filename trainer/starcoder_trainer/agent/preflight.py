@@ -44,7 +44,6 @@ class Place:
     offer: Offer
     verified: Verified | None
     listener: socket.socket
-    claimed: Claimed
 
 
 def check(config: TrainingConfig, open_store: OpenStore, check_data: CheckData) -> None:
@@ -94,7 +93,7 @@ def claim(
                     return claim(attempt, config, ledger, uri, address, answered=answered)
                 if isinstance(adopted, Fenced):
                     raise FencedByHead(adopted.by)
-                head, chosen = adopted, ledger.choose(adopted)
+                chosen = ledger.choose(adopted)
     except StorageError as e:
         raise Hindered(storage_problem(e)) from e
     except CheckpointLost as e:
@@ -105,7 +104,6 @@ def claim(
         offer=Offer(address, listener.getsockname()[1], reference(entry) if entry else None),
         verified=verified(entry, uri) if entry else None,
         listener=listener,
-        claimed=Claimed(head, claimed.previous_attempt),
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from starcoder_trainer.agent import machine, messages, preflight
 from starcoder_trainer.agent.channel import Channel, NotConnected
 from starcoder_trainer.agent.committer import Committer
-from starcoder_trainer.agent.ledger import CheckpointLost, Claimed, Ledger
+from starcoder_trainer.agent.ledger import CheckpointLost, Ledger
 from starcoder_trainer.agent.metrics import Metrics
 from starcoder_trainer.agent.observer import Observer
 from starcoder_trainer.agent.upload import Uploader, Uploads, delete_leftovers
@@ -245,13 +245,13 @@ class Supervisor:
                 self._close_listener()
                 self._listener = (attempt, place.listener)
                 self.post(messages.Prepared(self._clock(), attempt, place.offer, place.verified))
-                await self._sweep(ledger, place.claimed)
+                await self._sweep(ledger, attempt)
                 return
             await asyncio.sleep(self._around.retry_seconds)
 
-    async def _sweep(self, ledger: Ledger, claimed: Claimed) -> None:
+    async def _sweep(self, ledger: Ledger, attempt: int) -> None:
         try:
-            if swept := await asyncio.to_thread(ledger.sweep, claimed.head.attempt):
+            if swept := await asyncio.to_thread(ledger.sweep, attempt):
                 log.info("deleted %d unfinished checkpoints of older attempts", swept)
         except (StorageError, CheckpointLost) as e:
             log.warning("not swept: %s", e)

@@ -58,7 +58,7 @@ def load(
     Checksums of the files were compared when the checkpoint was committed; ranged reads can't repeat that.
 
     Args:
-        index: of `checkpoint`, by `read_index`, which has checked the manifests' digests.
+        index: of `checkpoint`, by `read_index`, which has checked the manifest's digest.
         scratch: where workers of this Pod save; what is there of the checkpoint is not read from the store.
 
     Raises:
