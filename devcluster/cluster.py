@@ -143,8 +143,12 @@ class Cluster:
         """Its containers run on, and S3 alone hears of them."""
         self.node(name).cut_off(but=S3_PORT)
 
+    def partition_from_s3(self, name: str) -> None:
+        """S3 alone hears of it no more."""
+        self.node(name).cut_off_from(S3_PORT)
+
     def heal(self, name: str) -> None:
-        """Ends a partition of either kind."""
+        """Ends a partition of any kind."""
         self.node(name).join_again()
         self.node(name).plug(plugged=True)
 

@@ -97,8 +97,20 @@ add rule inet {_CUT} comes iifname eth0 drop
     )
 
 
+def cut_off_from(node: NodeAddress, port: int) -> None:
+    """Drops what a node sends to one TCP port of the control plane."""
+    _nft(
+        node,
+        f"""\
+add table inet {_CUT}
+add chain inet {_CUT} leaves {{ type filter hook postrouting priority filter; }}
+add rule inet {_CUT} leaves oifname eth0 ip daddr {CONTROL_PLANE} tcp dport {port} drop
+""",
+    )
+
+
 def join_again(node: NodeAddress) -> None:
-    """Ends `cut_off`; nothing where there is none."""
+    """Ends `cut_off` or `cut_off_from`; nothing where there is none."""
     _nft(node, f"add table inet {_CUT}\ndelete table inet {_CUT}\n")
 
 

@@ -155,8 +155,12 @@ class Node:
         """From all but one TCP port of the control plane."""
         network.cut_off(self.address, but)
 
+    def cut_off_from(self, port: int) -> None:
+        """From one TCP port of the control plane."""
+        network.cut_off_from(self.address, port)
+
     def join_again(self) -> None:
-        """After `cut_off`, if there was one."""
+        """After `cut_off` or `cut_off_from`, if there was one."""
         network.join_again(self.address)
 
     def logs(self) -> tuple[Path, ...]:

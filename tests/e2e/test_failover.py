@@ -118,6 +118,31 @@ def test_a_zombie_that_still_reaches_s3_commits_until_the_next_attempt_has_claim
     run.delete()
 
 
+def test_a_node_that_alone_does_not_reach_s3_is_passed_over_and_then_avoided(trained_on: Cluster) -> None:
+    """The leader's: it can't claim HEAD, and its workers can't read when another leads."""
+    run = Run(trained_on, manifest("no-way-to-s3", **LONG)).apply()
+    before = run.until_checkpoint()
+    leader, other = run.members()
+    node = run.node_of(leader)
+    trained_on.partition_from_s3(node)
+    try:
+        run.kill_worker(other)
+        run.until(lambda s: s["reason"] == "StorageUnreachable", "the trouble is told")
+        until(lambda: run.members()[0] == other, "another member leads", dump=run.describe)
+        status = run.until(
+            lambda s: s["state"] == "Running" and node in [a["node"] for a in s.get("avoidedNodes") or []],
+            "it trains, and keeps away from the node",
+            seconds=600,
+        )
+        assert run.node_of(leader) != node
+        assert status["checkpoint"]["iteration"] >= before["checkpoint"]["iteration"]
+        run.until_checkpoint(status["checkpoint"]["iteration"])
+    finally:
+        trained_on.heal(node)
+    assert run.status["restarts"]["byCause"]["Storage"] >= 2
+    run.delete()
+
+
 def test_an_agent_that_is_killed_starts_again_and_takes_its_member_s_place(trained_on: Cluster) -> None:
     run = Run(trained_on, manifest("agent-killed", **LONG)).apply()
     before, pods = run.until_checkpoint(), run.pod_names()

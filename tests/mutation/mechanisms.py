@@ -286,6 +286,13 @@ MECHANISMS: tuple[Mechanism, ...] = (
         ),
     ),
     Mechanism(
+        name="a-leader-without-s3-is-passed-over",
+        file="operator/starcoder_operator/domain/storage_reach.py",
+        old="PATIENCE = 60.0",
+        new="PATIENCE = 1e9",
+        tests=(f"{FAILOVER}::test_a_node_that_alone_does_not_reach_s3_is_passed_over_and_then_avoided",),
+    ),
+    Mechanism(
         name="an-error-of-the-user-s-ends-the-run",
         file="trainer/starcoder_trainer/failures.py",
         old='                return "UserError"',
