@@ -297,7 +297,7 @@ def _waits_for(snapshot: Snapshot, members: tuple[MemberView, ...], current: Ass
     reports = {p.index: members[p.index].report for p in current.members}
     troubled = [
         i for i, r in reports.items()
-        if r is not None and r.problem is not None and not storage_reach.is_passed_over(snapshot, members[i])
+        if r is not None and r.problem is not None and not storage_reach.is_passed_over(snapshot, members, members[i])
     ]  # fmt: skip
     if troubled:
         return f"members {_listing([str(i) for i in troubled])} can't go on"

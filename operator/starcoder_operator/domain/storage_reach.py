@@ -43,11 +43,11 @@ def led_by(leader: int, places: Iterable[Member]) -> list[Member]:
     return [Member(leader), *(first if place.index == leader else place for place in places[1:])]
 
 
-def is_passed_over(snapshot: Snapshot, member: MemberView) -> bool:
+def is_passed_over(snapshot: Snapshot, members: tuple[MemberView, ...], member: MemberView) -> bool:
     """A held attempt waits no longer for this member to reach S3: the leader has, and what an upload of an attempt that
     is over tells is nobody's concern. Where the member's node is at fault, its workers will show it."""
     current = own_assignment(snapshot)
-    leader = next((x.report for x in snapshot.leases if current and x.member == current.leader.index), None)
+    leader = members[current.leader.index].report if current is not None else None
     if current is None or leader is None or leader.attempt != current.attempt or leader.offer is None:
         return False
     return _left(snapshot, member) == 0.0

@@ -232,8 +232,7 @@ class Uploader:
                 shard = await asyncio.to_thread(upload_shard, waiting.store, self._member, job, sent)
             except StorageError as e:
                 log.warning("upload of step %d: %s", job.step, e)
-                vain = self._in_vain(waiting)
-                if vain:
+                if vain := self._in_vain(waiting):
                     self._give_up(job, vain)
                     if troubled:
                         self._post(StorageTrouble(self._clock(), None))
