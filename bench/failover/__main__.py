@@ -104,8 +104,9 @@ def _case(cluster: Cluster, case: Case, trials: int, baseline_trials: int) -> No
         # a trial that was given up took longer than it counts for: at least so many times faster
         times = Sample((beside.sample.median / ours_of.median,), beside.sample.censored)
         print(line(f"failover/{case.name}/times-faster", "ratio-up", times, goal=case.times_faster), flush=True)
-    lost = Baseline(baseline.TITLE, _again(other)) if other else None
-    print(line(f"failover/{case.name}/iterations-again", "iterations", _again(done), baseline=lost), flush=True)
+    if again := _again(done):
+        lost = Baseline(baseline.TITLE, theirs) if (theirs := _again(other)) else None
+        print(line(f"failover/{case.name}/iterations-again", "iterations", again, baseline=lost), flush=True)
 
 
 def _ours(cluster: Cluster, case: Case, trials: int) -> Sequence[Trial]:
@@ -160,9 +161,8 @@ def _trials(name: str, count: int, trial: Callable[[int], Trial]) -> Sequence[Tr
         outcome = trial(number)
         done.append(outcome)
         said = f"censored at {outcome.seconds:.0f} s" if outcome.censored else f"{outcome.seconds:.2f} s"
-        _say(
-            f"{name} {number + 1}/{count}: {said}, {outcome.iterations_again} iterations again, {outcome.stages or {}}"
-        )
+        again = "unknown" if outcome.iterations_again is None else outcome.iterations_again
+        _say(f"{name} {number + 1}/{count}: {said}, iterations again: {again}, {outcome.stages or {}}")
     return done
 
 
@@ -170,10 +170,10 @@ def _sample(trials: Sequence[Trial]) -> Sample:
     return Sample(tuple(t.seconds for t in trials), sum(t.censored for t in trials))
 
 
-def _again(trials: Sequence[Trial]) -> Sample:
-    """What is not known, of trials that were given up, is left out."""
-    known = tuple(float(t.iterations_again) for t in trials if not t.censored)
-    return Sample(known or (0.0,), len(trials) - len(known))
+def _again(trials: Sequence[Trial]) -> Sample | None:
+    """Of the trials that tell: `n` says how many they are. None where none does."""
+    known = tuple(float(t.iterations_again) for t in trials if t.iterations_again is not None)
+    return Sample(known) if known else None
 
 
 def _say(what: str) -> None:

@@ -43,24 +43,25 @@ def newest(logs: Iterable[list[Logged]]) -> int:
 class Resumption:
     at: float
     """When the first iteration after the fault was done, on the Pod where it was done last."""
-    iterations_again: int
-    """Done before the fault and done again."""
+    iterations_again: int | None
+    """Done before the fault and done again; None where no log is left that reaches back before it."""
 
 
 def resumption(logs: Iterable[list[Logged]], fault: float) -> Resumption | None:
     """How training went on after a fault at that time; None while it has not."""
-    before, firsts, starts = 0, [], []
+    before: int | None = None
+    firsts, starts = [], []
     for log in logs:
         start = None
         for entry in log:
             if entry.begins:
                 start = entry if entry.at > fault else None
             elif start is None:
-                before = max(before, entry.iteration)  # also those done between the fault and its being noticed
+                before = max(before or 0, entry.iteration)  # also those done between the fault and its being noticed
             else:
                 firsts.append(entry.at)
                 starts.append(start.iteration)
                 break
     if not firsts:
         return None
-    return Resumption(max(firsts), max(0, before - min(starts)))
+    return Resumption(max(firsts), None if before is None else max(0, before - min(starts)))

@@ -26,7 +26,8 @@ GIVE_UP = 600.0
 class Trial:
     seconds: float
     """From the fault to the first iteration done after it, or `GIVE_UP`."""
-    iterations_again: int = 0
+    iterations_again: int | None = None
+    """None where it is not known."""
     stages: dict[str, float] | None = None
     """Seconds by stage as `status.recoveries` has them."""
     censored: bool = False

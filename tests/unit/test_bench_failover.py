@@ -31,6 +31,11 @@ def test_a_resumption_is_the_first_iteration_after_the_workers_began_again() -> 
     assert resumption([survivor, replacement], FAULT) == Resumption(FAULT + 7.5, 8)
 
 
+def test_what_was_done_before_the_fault_is_unknown_where_only_later_logs_are_left() -> None:
+    started_anew = read(log((15, begins(50)), (16, done(51))))
+    assert resumption([started_anew], FAULT) == Resumption(FAULT + 6.5, None)
+
+
 def test_how_far_it_is_the_pod_that_was_read_last_tells() -> None:
     logs = [read(log((1, begins(50)), (8, done(57)))), read(log((1, begins(50)), (9, done(58)))), []]
     assert newest(logs) == 58
