@@ -78,13 +78,13 @@ def _demo(console: Console, cluster: Cluster) -> int:
         stages.delete_run(cluster)
         console.print("kubectl apply -f examples/demo/run.yaml", highlight=False)
         cluster.kubectl("apply", "-f", str(RUN_FILE))
-        story, killed = _follow(console, cluster)
+        story = _follow(console, cluster)
     except (stages.StageFailed, subprocess.CalledProcessError) as e:
         said = getattr(e, "stderr", "") or ""
         console.print(f"\nfailed: {e}\n{said}", style="red", highlight=False, markup=False)
         return 1
     console.print()
-    for line in summary(story, killed, time.monotonic() - began):
+    for line in summary(story, time.monotonic() - began):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if story.last.get("state") != "Succeeded":
         described = cluster.kubectl("describe", "scr", stages.RUN, "-n", stages.NAMESPACE, check=False).stdout
@@ -105,10 +105,10 @@ def _prepare(console: Console, cluster: Cluster) -> None:
     console.print(f"  {log.replace(chr(10), chr(10) + '  ')}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _follow(console: Console, cluster: Cluster) -> tuple[Story, str]:
-    """Until the run is over; half-way a node with a Pod of the run is killed. Returns the story and that node."""
+def _follow(console: Console, cluster: Cluster) -> Story:
+    """Until the run is over; half-way a node with a Pod of the run is killed."""
     iterations = stages.run_manifest()["spec"]["training"]["iterations"]
-    story, view, killed = Story(), View(console, iterations), ""
+    story, view = Story(), View(console, iterations)
     try:
         with stages.statuses(cluster) as statuses:
             for status in statuses:
@@ -116,17 +116,16 @@ def _follow(console: Console, cluster: Cluster) -> tuple[Story, str]:
                 view.show(status)
                 if story.over:
                     break
-                if not killed and _half_way(status):
-                    killed = stages.busy_node(cluster)
-                    view.say(f"  killing node {killed} (SIGKILL to all of it, the Pod of the run included)")
-                    story.fault()
-                    cluster.kill_node(killed)
-        if killed:
-            cluster.start_node(killed)
-            view.say(f"  node {killed} is started again")
+                if not story.killed and _half_way(status):
+                    story.fault(node := stages.busy_node(cluster))
+                    view.say(f"  killing node {node} (SIGKILL to all of it, the Pod of the run included)")
+                    cluster.kill_node(node)
+        if story.killed:
+            cluster.start_node(story.killed)
+            view.say(f"  node {story.killed} is started again")
     finally:
         view.close()
-    return story, killed
+    return story
 
 
 def _half_way(status: dict[str, object]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,32 +19,27 @@ Status = dict[str, Any]
 class Story:
     """What happened, gathered from one status after the other."""
 
-    clock: Callable[[], float] = time.monotonic
     first: Status | None = None
     last: Status = field(default_factory=dict)
-    fault_at: float | None = None
+    killed: str = ""
+    """The node, if one was."""
     attempt_at_fault: int = 0
-    iteration_at_fault: int = 0
-    resumed_after: float | None = None
-    """Seconds from the fault to the first iteration after it."""
-    resumed_from: int | None = None
-    """Iteration of the checkpoint that training went on from."""
 
-    def fault(self) -> None:
+    def fault(self, node: str) -> None:
         """A node is killed now."""
-        self.fault_at = self.clock()
+        self.killed = node
         self.attempt_at_fault = self.last.get("attempt", 0)
-        self.iteration_at_fault = self.last.get("iteration", 0)
 
     def saw(self, status: Status) -> None:
         self.last = status
         if status.get("loss") is not None and self.first is None:
             self.first = status
-        waits = self.fault_at is not None and self.resumed_after is None
-        if waits and status.get("state") in ("Running", "Succeeded") and status["attempt"] > self.attempt_at_fault:
-            assert self.fault_at is not None
-            self.resumed_after = self.clock() - self.fault_at
-            self.resumed_from = (status.get("checkpoint") or {}).get("iteration", 0)
+
+    @property
+    def recovery(self) -> Status | None:
+        """The operator's own record of the fault: a status is seconds old when it is seen, and can't time one."""
+        records = self.last.get("recoveries") or []
+        return next((r for r in records if r.get("toAttempt", 0) > self.attempt_at_fault and "total" in r), None)
 
     @property
     def over(self) -> bool:
@@ -101,7 +95,7 @@ class View:
             self._bar.stop()
 
 
-def summary(story: Story, killed: str, seconds: float) -> list[str]:
+def summary(story: Story, seconds: float) -> list[str]:
     """Lines of the end."""
     first, last = story.first or {}, story.last
     checkpoint = last.get("checkpoint") or {}
@@ -114,11 +108,10 @@ def summary(story: Story, killed: str, seconds: float) -> list[str]:
         f"tokens       {last.get('consumedTokens', 0):,}",
         f"restarts     {restarts.get('total', 0)}" + (f" ({causes})" if causes else ""),
     ]
-    if story.resumed_after is not None and story.resumed_from is not None:
-        again = max(0, story.iteration_at_fault - story.resumed_from)
+    if story.killed and (recovery := story.recovery) is not None:
         lines.append(
-            f"lost         {story.resumed_after:.1f} s from the death of node {killed} to training again, "
-            f"{again} iterations done twice"
+            f"lost         {recovery['total']:.1f} s from the death of node {story.killed} to training again; "
+            f"iterations done again: {recovery['iterationsLost']}"
         )
     lines += [
         f"checkpoint   iteration {checkpoint.get('iteration')}, verified {checkpoint.get('committedAt')}, "

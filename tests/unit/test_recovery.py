@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from starcoder_operator.api.v1alpha1.goodput import Recovery
 from starcoder_operator.domain import reasons
 from starcoder_operator.domain.backoff import delay
-from starcoder_operator.domain.recovery import KEPT
+from starcoder_operator.domain.recovery import KEPT, told
 from starcoder_operator.domain.timestamps import milliseconds
 from tests.support.scenarios import Scenario, make_run
 
@@ -45,6 +48,15 @@ def test_a_lost_node_is_recorded_with_who_what_when_and_how_long() -> None:
     assert set(stages) == {"detecting", "placing", "forming", "firstStep"} | ({"loading"} & set(stages))
     assert record.total == sum(stages.values())
     assert record.stage is None
+
+
+@pytest.mark.parametrize(("lost", "said"), [(0, "0 iterations are"), (1, "1 iteration is"), (2, "2 iterations are")])
+def test_the_event_says_how_many_iterations_are_done_again(lost: int, said: str) -> None:
+    record = Recovery(
+        cause="NodeLost", at="2026-01-01T00:00:00Z", from_attempt=1, to_attempt=2, iteration=20 + lost, resumed_at=20,
+        iterations_lost=lost, total=7.5,
+    )  # fmt: skip
+    assert f", {said} done again" in told(record)
 
 
 def test_the_stage_of_a_recovery_that_goes_on_is_shown() -> None:

@@ -79,9 +79,10 @@ def told(recovery: Recovery) -> str:
     )  # fmt: skip
     listed = ", ".join(f"{name} {took:.1f} s" for name, took in stages if took is not None)
     where = f" of node {recovery.node}" if recovery.node else ""
+    again = "1 iteration is" if recovery.iterations_lost == 1 else f"{recovery.iterations_lost} iterations are"
     return (
         f"attempt {recovery.to_attempt} trains again {recovery.total:.1f} s after {recovery.cause}{where}: {listed}; "
-        f"it went on from iteration {recovery.resumed_at}, {recovery.iterations_lost} iterations are done again"
+        f"it went on from iteration {recovery.resumed_at}, {again} done again"
     )
 
 
