@@ -49,19 +49,18 @@ class Resumption:
 
 def resumption(logs: Iterable[list[Logged]], fault: float) -> Resumption | None:
     """How training went on after a fault at that time; None while it has not."""
-    before: int | None = None
-    firsts, starts = [], []
+    before, firsts, starts = [], [], []
     for log in logs:
         start = None
         for entry in log:
             if entry.begins:
                 start = entry if entry.at > fault else None
             elif start is None:
-                before = max(before or 0, entry.iteration)  # also those done between the fault and its being noticed
+                before.append(entry.iteration)  # also those done between the fault and its being noticed
             else:
                 firsts.append(entry.at)
                 starts.append(start.iteration)
                 break
     if not firsts:
         return None
-    return Resumption(max(firsts), None if before is None else max(0, before - min(starts)))
+    return Resumption(max(firsts), max(0, max(before) - min(starts)) if before else None)

@@ -117,8 +117,9 @@ def _follow(console: Console, cluster: Cluster) -> Story:
                 if story.over:
                     break
                 if not story.killed and _half_way(status):
-                    story.fault(node := stages.busy_node(cluster))
+                    node = stages.busy_node(cluster)
                     view.say(f"  killing node {node} (SIGKILL to all of it, the Pod of the run included)")
+                    story.fault(node)
                     cluster.kill_node(node)
         if story.killed:
             cluster.start_node(story.killed)
